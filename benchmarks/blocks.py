@@ -1,4 +1,4 @@
-"""Text that a script owns inside a page that people write: what stands between two marks."""
+"""Write the blocks of a page that scripts make: the text between two marks."""
 
 from __future__ import annotations
 

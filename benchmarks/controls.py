@@ -1,4 +1,4 @@
-"""The controls of the quickstart: is the fall of the decision token the hint's?
+"""Run the controls of the quickstart: does the hint cause the fall of the decision token?
 
     python benchmarks/controls.py [RUN] [--pages]
 

@@ -1,4 +1,4 @@
-"""How well the gate tells hints that work from hints that do nothing: measure, choose thresholds on one half, read the other once.
+"""Measure how well the gate tells working hints from useless ones; choose thresholds on one half, test once on the other.
 
     python benchmarks/gate.py collect CONFIG OUT.jsonl --checker FILE:FUNCTION [--wordings FILE:FUNCTION] [--limit N] [key=value …]
     python benchmarks/gate.py calibrate OUT.jsonl [--held OTHER.jsonl …]

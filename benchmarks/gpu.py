@@ -1,4 +1,4 @@
-"""Everything that needs a GPU, in one command: measured section by section, most valuable first, within a time limit.
+"""Measure everything that needs a GPU in one command: section by section, the most valuable first, within a time limit.
 
     python benchmarks/gpu.py [--minutes 10] [--out runs/gpu] [--pack build/gpu_pack]     on a machine with a CUDA device
     python benchmarks/gpu.py --rehearse [--only exact loss]                              the same code, tiny, on a CPU

@@ -1,4 +1,4 @@
-"""The sections of `gpu.py`: each takes a `Work` and gives figures as plain data. All of them run on a CPU, tiny (`--rehearse`).
+"""The sections of `gpu.py`: each takes a `Work` and returns figures as plain data. All run on a CPU with tiny sizes (`--rehearse`).
 
 What they measure is imported from the other benchmarks; here are sizes, exactness, the run that is killed, and the long context.
 """

@@ -1,4 +1,4 @@
-"""Time and peak memory of the loss at the head: dense, this toolkit's chunks, TRL's chunked kernel, Liger's chunked JSD.
+"""Measure time and peak memory of the loss at the output head: dense, this toolkit's chunks, TRL's chunked kernel, Liger's chunked JSD.
 
     python benchmarks/loss.py [--positions 512] [--width 1024] [--vocab 152064] [--kind jsd] [--repeats 3] [--train-head]
 

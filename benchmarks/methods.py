@@ -1,4 +1,4 @@
-"""Methods on the toy world, each as itself: equal traces, rows and optimiser steps; three rates each on validation, three seeds.
+"""Compare methods on the toy world: equal traces, rows and optimiser steps; three rates each on validation, three seeds.
 
     python benchmarks/methods.py [--dir runs/methods] [--teacher FOLDER] [--small] [--resume] [--owed] [--pages]
 

@@ -1,4 +1,4 @@
-"""How far `hintdistill plan` is off: its peak memory and time of rescoring and training against what the stages really take.
+"""Measure the errors of `hintdistill plan`: its peak memory and time for rescoring and training against the real ones.
 
     python benchmarks/plan.py [--case quickstart|larger] [--keep DIR]
 

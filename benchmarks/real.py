@@ -1,10 +1,11 @@
-"""A real model on the errands of examples/smollm2: what it does without a hint and under one, and what it learns.
+"""Measure a real model on the errands of examples/smollm2: without a hint, under hints, and after training.
 
     python benchmarks/real.py speed   [--model build/smollm2]
     python benchmarks/real.py measure [--n 128] [--splits …] [--arms …]
     python benchmarks/real.py grid    [--n 32] [--arms …]     settings on validation tasks, one seed
     python benchmarks/real.py arms    [--arms …] [--seeds …]  what benchmarks/prereg/real.yaml announces, and its deviations
     python benchmarks/real.py drift   [--of grid|arms] [--arms …] [--seeds …]   KL on general prompts of the students that are there
+    python benchmarks/real.py recipes --recipes NAME …  [--seeds 0]   other recipes on the traces of the arms' seeds
     python benchmarks/real.py gate    [--n 210]               gate, placebos, wrong hints and the choice among candidates
     python benchmarks/real.py pages                           docs/evidence_real.md and the example's card
     (grid, arms and drift: --owed lists the jobs that are owed and runs none; --arms takes names as tables have them)
@@ -28,10 +29,11 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.blocks import put  # noqa: E402
 from benchmarks.command import exit_code  # noqa: E402
-from benchmarks.realmodel import claims, gating, jobs, page, play  # noqa: E402
+from benchmarks.realmodel import claims, gating, jobs, page, play, recipes  # noqa: E402
 from benchmarks.realmodel.plan import Announced, Plan, registered  # noqa: E402
 from hintdistill.config import RunConfig  # noqa: E402
 from hintdistill.config.file import load_config  # noqa: E402
+from hintdistill.core.errors import ConfigError  # noqa: E402
 from hintdistill.core.storage import write_atomic  # noqa: E402
 from hintdistill.pipeline.arms import perform, result_of  # noqa: E402
 from hintdistill.rollouts.evaluate import tasks_of  # noqa: E402
@@ -134,6 +136,13 @@ def _registered(args: argparse.Namespace) -> list[jobs.RealJob]:
     return [j for j in kept if not args.arms or j.title in (*args.arms, "shared", "none")]
 
 
+def _recipes(args: argparse.Namespace) -> list[recipes.RecipeJob]:
+    if not args.recipes:
+        raise ConfigError("no recipe is named", hint="--recipes opsd sdft")
+    plan, _ = registered(settings(args), args.dir / "arms")
+    return recipes.recipe_jobs(plan, args.recipes, args.seeds or [SEED])
+
+
 def _drifts(args: argparse.Namespace) -> list[jobs.DriftJob]:
     """Of the students that are there; of the others, the arm is what is owed."""
     wanted = {"grid": _grid, "arms": _registered}[args.of](args)
@@ -141,9 +150,10 @@ def _drifts(args: argparse.Namespace) -> list[jobs.DriftJob]:
 
 
 def work(args: argparse.Namespace) -> None:
-    """Do the jobs of the grid, of the arms or of their drift that are owed, in order; with --owed list them."""
-    wanted: list[Any] = {"grid": _grid, "arms": _registered, "drift": _drifts}[args.command](args)
-    folder = args.dir / (args.of if args.command == "drift" else args.command)
+    """Do the jobs of the grid, of the arms, of other recipes or of drift that are owed, in order; with --owed list them."""
+    kinds = {"grid": _grid, "arms": _registered, "recipes": _recipes, "drift": _drifts}
+    wanted: list[Any] = kinds[args.command](args)
+    folder = args.dir / {"drift": args.of, "recipes": "arms"}.get(args.command, args.command)
     for job in wanted:
         if result_of(folder, job) is not None:
             continue
@@ -161,6 +171,7 @@ def gate(args: argparse.Namespace) -> None:
 
 
 PAGE, CARD = ROOT / "docs" / "evidence_real.md", ROOT / "examples" / "smollm2" / "README.md"
+METHODS = ROOT / "docs" / "methods.md"
 
 
 def _results(folder: Path, wanted: Sequence[Any]) -> tuple[dict[str, list[dict]], list[str]]:
@@ -190,6 +201,7 @@ def pages(args: argparse.Namespace) -> None:
     measured = {(s, a) for s, a in cells}
     left = [f"measure {s} {a}" for s, arms in CELLS for a in arms if (s, a) not in measured]
     left += _grid_pages(args) + _arms_pages(args)
+    _recipes_pages(args)
     told = gating.table_of(settings(args), args.dir / "gate")
     _block(PAGE, "gate", told or "Not measured yet.")
     left += [] if told else ["gate"]
@@ -219,10 +231,11 @@ def _arms_pages(args: argparse.Namespace) -> list[str]:
     plan, what = registered(settings(args), folder)
     wanted = jobs.jobs_of(plan, what)
     done, owed = _results(folder, wanted)
-    shared = done.pop("shared", [])
+    shared, more = done.pop("shared", []), done.pop("shared_twins", [])
     parts = [page.arms_table(done, read)] if done else ["No job is finished."]
     parts += [claims.factor_table(done, read)] if done else []
     parts += [page.coverage_table(shared)] if shared else []
+    parts += [page.makers_table(more, shared)] if more else []
     _block(PAGE, "arms", "\n\n".join(parts))
     _block(PAGE, "claim", _claims(done, what, read))
     drifts, owed_drifts = _results(folder, jobs.drifts_of(wanted))
@@ -230,6 +243,18 @@ def _arms_pages(args: argparse.Namespace) -> list[str]:
     moved = claims.curve_table(done, drifts, rates, read) if drifts else "Not measured yet."
     _block(PAGE, "moved", moved)
     return [f"arms {name}" for name in (*owed, *owed_drifts)]
+
+
+def _recipes_pages(args: argparse.Namespace) -> None:
+    """Write the table of other recipes beside the arms of the same seed."""
+    plan, what = registered(settings(args), args.dir / "arms")
+    named = sorted(f.name.removeprefix("recipe.") for f in plan.folder.glob(f"seed{SEED}/recipe.*") if f.is_dir())
+    beside = [
+        j for j in jobs.jobs_of(plan, what) if j.seed == SEED and j.title in ("none", "targeted", "sft_corrected")
+    ]
+    done, _ = _results(plan.folder, [*beside, *recipes.recipe_jobs(plan, named, [SEED])])
+    if any(r in done for r in named):
+        _block(METHODS, "compared on the real model", page.arms_table(done, "unseen"))
 
 
 def _claims(done: Mapping[str, list[dict]], what: Announced, read: str) -> str:
@@ -247,6 +272,7 @@ COMMANDS = {
     "measure": measure,
     "grid": work,
     "arms": work,
+    "recipes": work,
     "drift": work,
     "gate": gate,
     "pages": pages,
@@ -262,6 +288,7 @@ def main() -> int:
     parser.add_argument("--n", type=int, help="episodes of a cell")
     parser.add_argument("--splits", nargs="*")
     parser.add_argument("--arms", nargs="*")
+    parser.add_argument("--recipes", nargs="*", help="names of recipes")
     parser.add_argument("--of", choices=("grid", "arms"), default="arms", help="whose students drift is read of")
     parser.add_argument("--seeds", nargs="*", type=int)
     parser.add_argument("--owed", action="store_true", help="list what is owed; run nothing")

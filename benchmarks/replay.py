@@ -1,6 +1,6 @@
-"""Replay against stale traces, on toolworld, with another policy's traces and no environment to train in.
+"""Compare replay with stale traces on toolworld, with another policy's traces and without an environment to train in.
 
-    python benchmarks/replay.py [--seeds 0 1 2 3 4] [--out runs/replay] [--write]
+    python benchmarks/replay.py [--seeds 0 1 2 3 4] [--out runs/replay] [--summary] [--write] [key=value …]
 
 `stale` (the ablation's arm `foreign`): the demonstrator's recorded steps are critiqued, hinted, rescored by the student and trained.
 `replay`: at every step of the same recorded traces the current student acts once, and that fresh step is critiqued, hinted, rescored
@@ -30,6 +30,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from blocks import put  # noqa: E402
 
 from benchmarks.ablation.ablate import BenchJob, plan_jobs  # noqa: E402
+from benchmarks.ablation.jobs import Job  # noqa: E402
 from benchmarks.ablation.settings import AblationConfig, load_ablation  # noqa: E402
 from benchmarks.ablation.table import table_of  # noqa: E402
 from hintdistill.core.statistics import crossed_bootstrap, difference, mean_of  # noqa: E402
@@ -39,8 +40,8 @@ from hintdistill.pipeline.progress import Console  # noqa: E402
 CONFIG = ROOT / "benchmarks" / "ablation" / "replay.yaml"
 PAGE = ROOT / "docs" / "environments.md"
 BEGIN, END = "<!-- replay: made by benchmarks/replay.py --write -->", "<!-- end of replay -->"
-NAMES = {"foreign": "stale", "replay": "replay", "hint": "fresh"}
-PAIRS = (("replay", "foreign"), ("hint", "replay"))
+NAMES = {"foreign": "stale", "replay": "replay", "replay+": "replay, as many passes", "hint": "fresh"}
+PAIRS = (("replay", "foreign"), ("replay+", "foreign"), ("hint", "replay"))
 LEAST = 5
 """Seeds without which nothing is said."""
 
@@ -51,13 +52,20 @@ def settings(seeds: Sequence[int] | None, overrides: Sequence[str] = ()) -> Abla
     return load_ablation(CONFIG, [*named, *overrides])
 
 
+def more_passes(config: AblationConfig) -> list[Job]:
+    """The arm `replay` once more, with the batches of `ablate.sweep.settings`."""
+    if "replay" not in config.ablate.arms or not config.ablate.sweep.settings:
+        return []
+    return [Job(regime, "replay", seed, 0) for seed in config.ablate.seeds for regime in config.ablate.regimes]
+
+
 def results(config: AblationConfig, folder: Path) -> dict[str, dict[int, Mapping[str, Any]]]:
     """By arm, then by seed, the results that are there; of `shared`, what the untrained student does."""
     shared, arms = plan_jobs(config)
     out: dict[str, dict[int, Mapping[str, Any]]] = {}
-    for job in (*shared, *arms):
+    for job in (*shared, *arms, *more_passes(config)):
         if (found := result_of(folder, BenchJob(config, folder, job))) is not None:
-            out.setdefault(job.arm, {})[job.seed] = found
+            out.setdefault(job.arm + "+" * (job.setting is not None), {})[job.seed] = found
     return out
 
 
@@ -83,10 +91,18 @@ def summary(config: AblationConfig, found: Mapping[str, Mapping[int, Mapping[str
                 out["minus"].setdefault(f"{NAMES[pair[0]]} - {NAMES[pair[1]]}", {})[setting] = of_pair
     for arm in NAMES:
         rounds = [r["rounds"] for r in found.get(arm, {}).values()]
+        sizes = [r["train"]["batch_size"] for r in found.get(arm, {}).values()]
         out["rounds"][NAMES[arm]] = [
             {
-                key: round(sum(r[i][key] for r in rounds) / len(rounds), 1)
-                for key in ("findings", "candidates", "distinct")
+                **{
+                    key: round(sum(r[i][key] for r in rounds) / len(rounds), 1)
+                    for key in ("findings", "candidates", "distinct")
+                },
+                "passes": round(
+                    sum(r[i]["steps"] * n / max(1, r[i]["traces"]) for r, n in zip(rounds, sizes, strict=True))
+                    / len(rounds),
+                    2,
+                ),
             }
             for i in range(min(map(len, rounds), default=0))
         ]
@@ -96,12 +112,16 @@ def summary(config: AblationConfig, found: Mapping[str, Mapping[int, Mapping[str
 def table(told: Mapping[str, Any]) -> str:
     """The figures as Markdown."""
     settings_named = list(told["success"])
-    lines = ["| | " + " | ".join(f"success, {s}" for s in settings_named) + " | findings a round | accepted |"]
-    lines.append("|---" * (len(settings_named) + 3) + "|")
+    lines = [
+        "| | "
+        + " | ".join(f"success, {s}" for s in settings_named)
+        + " | findings a round | accepted | passes over its rows |"
+    ]
+    lines.append("|---" * (len(settings_named) + 4) + "|")
     for name in told["success"][settings_named[0]]:
         cells = [_interval(told["success"][s][name]) for s in settings_named]
         rounds = told["rounds"].get(name, [])
-        counted = [", ".join(f"{r[key]:g}" for r in rounds) or "–" for key in ("findings", "candidates")]
+        counted = [", ".join(f"{r[key]:g}" for r in rounds) or "–" for key in ("findings", "candidates", "passes")]
         lines.append(f"| {name} | " + " | ".join([*cells, *counted]) + " |")
     for name, of in told["minus"].items():
         lines.append(f"| **{name}** | " + " | ".join(_interval(of[s], True) for s in settings_named) + " | | |")
@@ -131,7 +151,7 @@ def main() -> int:
     shared, arms = plan_jobs(config)
     if not args.summary:
         args.out.mkdir(parents=True, exist_ok=True)
-        for label, jobs in (("shared", shared), ("arms", arms)):
+        for label, jobs in (("shared", shared), ("arms", arms), ("more passes", more_passes(config))):
             work = [BenchJob(config, args.out, job) for job in jobs]
             run_owed(args.out, work, label, Console(), processes=config.ablate.processes)
     told = summary(config, results(config, args.out))

@@ -1,4 +1,4 @@
-"""A student that reasons before each call: what training on whole steps and on actions alone does to it.
+"""Train a student that reasons before each call, on whole steps and on actions alone, and compare.
 
     python benchmarks/thoughts.py [--dir runs/thoughts] [--student FOLDER] [--traces 240] [--episodes 80] [--page]
 

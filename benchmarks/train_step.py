@@ -1,4 +1,4 @@
-"""What a training step under hints costs when the teacher rides on the student's own pass, against what the field does.
+"""Measure the cost of a training step under hints if the teacher shares the student's pass, against the usual methods.
 
     python benchmarks/train_step.py [--quick] [--repeats 3] [--layers 8] [--no-trl]
     python benchmarks/train_step.py --device cuda [--repeats 3]

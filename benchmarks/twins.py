@@ -1,4 +1,4 @@
-"""Twins against what they might be mistaken for: ten arms, equal hints, anchors, optimiser steps and loss mass.
+"""Compare twins with simpler explanations of their effect: ten arms, equal hints, anchors, optimiser steps and loss mass.
 
     python benchmarks/twins.py [--dir runs/twins] [--quick] [--resume] [--pages] [key=value …]
 

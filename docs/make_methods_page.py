@@ -1,4 +1,4 @@
-"""Write the tables of docs/methods.md between their marks, from the recipes and from what was not built: `make docs`."""
+"""Write the tables of docs/methods.md between their marks, from the recipes and the methods without one: `make docs`."""
 
 from __future__ import annotations
 

@@ -68,6 +68,70 @@ log, the report and the model card call it "NAME, changed: …".
 |---|---|
 """
 
+OPTIONS: dict[str, dict[str, str]] = {
+    "supports": {
+        "intersection": "the entries that both top k share: the other variant of Many Faces (`topk_sg`), with rest `renorm`",
+        "token_set": "a list of tokens, `token_ids`: verdicts, tool names, a vocabulary chosen elsewhere",
+    },
+    "divergences": {
+        "skew": "forward KL to a mixture with the student, bounded by log 1/α (DistiLLM, arXiv 2402.03898)",
+        "skew_rkl": "reverse KL to a mixture with the student, bounded by log 1/α (DistiLLM)",
+        "ce_topk": "cross-entropy on the kept entries: `fkl` without the target's entropy",
+        "hidden_mse": "hidden states (OPRD): for your own loop, which passes them to `objective`; a run refuses it",
+    },
+    "signals of `pg`": {
+        "softlog": "the gap on a logarithmic scale: large gaps count less, and none is cut off",
+        "scale_only": "GNDPO's scale (`gndpo`) without its change of signs",
+        "tanh_contrast": "RLCSD's contrast (`rlcsd`) without a verifier",
+    },
+    "scores": {
+        "teacher_max": "the teacher's largest probability: how sure it is (LGR's diagnostic)",
+        "surprisal": "the student's surprise at its own token; with the shape `exp_decay` it is Pedagogical RL's gate",
+        "disagree": "how far several teachers differ; their views are called `teacher_NAME`",
+        "ppl_S": "the student's perplexity of the step",
+        "ppl_T": "the teacher's perplexity of the step",
+    },
+    "facts": {"in_quote": "1 on the quoted words of the step, else 0"},
+    "shapes": {
+        "last_n": "the last n tokens of each step",
+        "rank_softmax": "shares over the rows of an optimiser step, from a score that a row has once (`ppl_T`)",
+        "exp_decay": "1 up to κ, then falling: spikes of `surprisal` fade",
+        "frontier": "4p(1 − p) of `group_acc`: tasks that sometimes succeed (SSOPD)",
+        "frontier_root": "√(p(1 − p)) of `group_acc` (SC-SDPO)",
+    },
+    "loss spans": {
+        "quote": "only the quoted words",
+        "quote_weighted": "the whole step, with weight `quote_weight` on the quoted words",
+    },
+    "teacher updates": {"round_start": "in a loop of rounds: the policy that the round started from"},
+    "hint kinds": {
+        "reminder": "the tools of the trace (Composer 2.5)",
+        "own_attempt": "the trace's own successful attempt (SD-Zero's context)",
+        "bcq": "a right and a wrong rollout, without saying which is which (ZPPO)",
+        "ncq": "wrong rollouts (ZPPO)",
+        "file": "text of the task from a file: `inject.contexts.file`",
+    },
+    "contexts of a view": {
+        "placebo": "a generic hint; the gate reads placebos with every recipe",
+        "reminder": "the same as the hint kind",
+        "own_success": "the same as the hint kind `own_attempt`",
+        "bcq": "the same as the hint kind",
+        "ncq": "the same as the hint kind",
+        "file": "the same as the hint kind",
+    },
+}
+"""Parts that no shipped recipe uses: kind → name → what it is for. tests/recipes/test_parts_are_used.py holds that each acts."""
+
+CHOICES = """
+## Parts that no shipped recipe uses
+
+Any recipe can use them, and each has an effect. Shipped recipes use all other parts in the list below.
+`hintdistill.objectives.diagnostics` (`preflight_gap`, `locality`, `rock_tokens`, `cliff_lambda`, …) has functions for your own loop.
+
+| part | purpose |
+|---|---|
+"""
+
 TAIL = """
 ## Parts of methods that are left out
 
@@ -77,7 +141,8 @@ TAIL = """
 | Rock tokens' context window | it is not in the code that was read | `freeze` by token id |
 | SC-GRPO's diversity pseudo-advantage | it needs a random reference rollout | the weight |
 | TrOPD's term on the teacher's prefix (weight .001) | recorded traces have no such prefix | the two other terms |
-| KAT's buffer, Prune-OPD's budget, Decoupling's curriculum inside a run | they are controllers that watch a training | each is a class in `objectives.controllers`, for your own loop |
+| KAT's buffer, Prune-OPD's budget, Decoupling's curriculum | each changes how long the next rollouts are, or a level over many steps; recorded steps have a fixed length | KAT's level within one optimiser step, Prune-OPD's weight, and Decoupling's two directions |
+| RG-OPD's gate by rows, MAD-OPD's shares of teachers, SocraticPO's decay, PBSD's and VPD's preferences of sequences | a run has no sampled teacher, no second teacher and no aided attempts | see [methods.md](methods.md) |
 | AntiSD's bounded inverse, SDPG's positive-advantage gate, UniSD's agreement over auxiliary contexts | a survey has one line on each; no formula was read | `threshold` of `advantage` is SDPG's gate; `disagree` is close to UniSD's agreement; UniSD's clip is `token_clip` |
 
 ## Parts
@@ -88,10 +153,8 @@ TAIL = """
 
 
 def runs(name: str) -> str:
-    """`yes`, what is missing, or what it is instead of an objective."""
+    """`yes`, or what is missing."""
     recipe = load_recipe(name)
-    if recipe.kind != "objective":
-        return f"a {recipe.kind}"
     lacking = missing(recipe, available(TrainSection(recipe=name)))
     return "needs " + ", ".join(f"`{n.name}`" for n in lacking) if lacking else "yes"
 
@@ -121,7 +184,6 @@ def page() -> str:
         "loss spans": parts.SPANS,
         "contexts of a view": parts.context_names(),
         "couplings": parts.COUPLINGS,
-        "controllers": parts.CONTROLLERS,
         "teacher updates": TEACHERS.names(),
         "hint kinds": parts.HINTS.names(),
     }
@@ -135,8 +197,10 @@ def page() -> str:
         rows.append(f"| {part} | {', '.join(words)} |")
     known = sorted({n.name for name in recipe_names() for n in needs(load_recipe(name))})
     foot = "\n\nNeeds that appear above: " + ", ".join(f"`{n}`" for n in known) + ".\n"
+    options = [f"| {kind}: `{name}` | {what} |" for kind, named in OPTIONS.items() for name, what in named.items()]
     words = PLAIN + "\n".join(plain(name) for name in recipe_names()) + "\n"
-    return HEAD.replace("{classes}", classes) + "\n".join(lines) + "\n" + words + TAIL + "\n".join(rows) + foot
+    before = HEAD.replace("{classes}", classes) + "\n".join(lines) + "\n" + words
+    return before + CHOICES + "\n".join(options) + "\n" + TAIL + "\n".join(rows) + foot
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Write the reference pages that the code itself can tell: commands, Python API, renamed keys, reasons.
+"""Write the reference pages from the code: commands, Python API, renamed keys, reasons.
 
 python docs/make_reference_pages.py          # or `make docs`
 """

@@ -1,4 +1,4 @@
-"""A small tool-use loop that asks, after a failed call, which of several hints would have prevented it.
+"""Ask after a failed call which of several hints would have prevented it, in a small tool-use loop.
 
     python examples/agent_rescore.py [--model examples/toolworld/student] [--task NAME] [--json]
 

@@ -1,6 +1,6 @@
 """hintdistill: targeted hint-injection self-distillation.
 
-Public names are imported when they are used, so that `import hintdistill` loads neither torch nor transformers.
+Public names are imported on first use, so that `import hintdistill` loads neither torch nor transformers.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""The calls an agent makes: messages in, what went wrong and what a hint would have done out.
+"""The calls an agent makes: it passes in messages and gets back the error, and the effect that a hint would have had.
 
-In process (`load_engine`) or against a running server (`connect_engine`); `Session` keeps what it has read of a growing
-conversation. Engines take calls from several threads; the async twins run in a thread, so that an agent's loop goes on meanwhile.
+Calls run in this process (`load_engine`) or against a running server (`connect_engine`). `Session` keeps the part of a
+growing conversation that it has already read. Engines accept calls from several threads. The async variants run in a
+thread, so that an agent's event loop is not blocked.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ __all__ = [
 ]
 
 CANDIDATES = InjectSection(candidates=4)
-"""What `diagnose` tries unless it is told: every kind of hint that a finding has."""
+"""The candidates that `diagnose` tries by default: every kind of hint that a finding has."""
 
 
 def diagnose(
@@ -76,27 +77,28 @@ def diagnose(
 ) -> Diagnosis:
     """Find what went wrong in a conversation, and the hint that would have prevented it.
 
-    The critic reads the conversation; each finding gets its candidates, which are spliced in above its step, scored with their
-    placebos in one call of the engine, and judged by the gate. Nothing is decoded (unless the critic is an LLM).
+    The critic reads the conversation. The candidates of each finding are spliced in above its step, scored together
+    with their placebos in one engine call, and judged by the gate. Nothing is decoded (unless the critic is an LLM).
 
     Args:
-        messages: the conversation: chat messages, Responses items or Anthropic messages, as mappings, `Message`s or objects with
-            `model_dump`; or a whole request, or a `Trace`.
+        messages: the conversation as chat messages, Responses items or Anthropic messages (mappings, `Message`s or
+            objects with `model_dump`), or a whole request, or a `Trace`.
         engine: from `load_engine`, `connect_engine` or `Session`.
         tools: schemas of the tools the agent had.
-        critic: a critic's name, a `CriticSection`, `load_critic(…)`, an object of one's own, or findings that are known already.
-        step: only findings at this step (from 0; negative numbers count from the end); None for all.
-        twins: whether the smallest change of the context is looked for in which the step would be right.
-        inject: placements, roles, candidates.
-        config: `top_k`, `placebos`, `gate`.
+        critic: a critic's name, a `CriticSection`, `load_critic(…)`, an object of your own, or findings that are
+            already known.
+        step: return only findings at this step (counted from 0; negative numbers count from the end); None returns all.
+        twins: whether to look for the smallest change of the context under which the step would be right.
+        inject: the placements, roles and candidates to use.
+        config: sets `top_k`, `placebos` and `gate`.
 
     Returns:
         The diagnosis, best finding first.
 
     Raises:
         ArgumentError: an argument has a wrong type.
-        TraceError: the messages are malformed or hold no step of the student.
-        ContextLengthError: a step is beyond the model's context.
+        TraceError: the messages are malformed or contain no step of the student.
+        ContextLengthError: a step does not fit into the model's context.
         HintdistillError: no critic could read the conversation.
     """
     require_heard(require_engine(engine), config)
@@ -118,19 +120,20 @@ def rescore(
     placement: Placement = "message",
     config: RescoreSection = RescoreSection(),
 ) -> Target:
-    """Return what `hint`, put right above a step, would have done to it. Every token is read once, nothing is decoded.
+    """Return the effect that `hint` would have had on a step if it had been placed right above it. Every token is read
+    once; nothing is decoded.
 
     Args:
         messages: a conversation that contains the step, as in `diagnose`; later messages are ignored.
-        hint: the hint's words; None inserts nothing, and the hint effect is exactly zero.
+        hint: the text of the hint; with None nothing is inserted, and the hint effect is exactly zero.
         engine: from `load_engine`, `connect_engine` or `Session`.
-        step: which assistant message, counted from 0 over assistant messages only; negative numbers count from the end; None is
-            the last one that is the student's own.
-        quote: the wrong words of the step, if they are known.
+        step: which assistant message, counted from 0 over assistant messages only; negative numbers count from the end;
+            None is the last message that the student wrote.
+        quote: the erroneous words of the step, if they are known.
         tools: schemas of the tools the agent had.
         placement: a message of its own above the step, the end of the last observation, the system prompt, or inside
             the assistant turn right before the quote (the target then begins at the quote).
-        config: `top_k`, `placebos`, `gate`.
+        config: sets `top_k`, `placebos` and `gate`.
 
     Returns:
         The target: `hint_effect` [T] in nats, `decision`, `specificity`, `legal_mass_gain`, `shifts()`, and the
@@ -138,11 +141,11 @@ def rescore(
 
     Raises:
         ArgumentError: an argument has a wrong type.
-        TraceError: the messages are malformed or hold no such step.
+        TraceError: the messages are malformed or contain no such step.
         TemplateError, SpliceError: the chat template has no exact place for the hint, the quote is not in the step, or
             the hint tokenises to nothing.
-        ConfigError: `config` has a key that this call does not act on.
-        ContextLengthError: the step is beyond the model's context.
+        ConfigError: `config` sets a key that has no effect on this call.
+        ContextLengthError: the step does not fit into the model's context.
         ScoreError: a log-probability is missing or not finite.
     """
     text_of_type("hint", hint, optional=True)
@@ -179,10 +182,12 @@ def rank_hints(
     placement: Placement = "message",
     config: RescoreSection = RescoreSection(),
 ) -> list[RankedHint]:
-    """Return several hints for one step, best first, in one call of the engine: what they share is read once.
+    """Return several hints for one step, best first. One engine call scores them all, and reads their shared prefix
+    once.
 
-    Accepted hints come first (see `rescoring.gate.judge`), then those that the gate rejects, last those that make the error
-    more likely; within each, the one that raises the odds of another continuation most. Arguments and errors are those of `rescore`.
+    Accepted hints come first (see `rescoring.gate.judge`), then the rejected ones, and last the hints that make the
+    error more likely. Within each group, hints that raise the odds of another continuation more come first. The
+    arguments and errors are those of `rescore`.
     """
     words = texts_of("hints", hints)
     text_of_type("quote", quote, optional=True)
@@ -202,17 +207,17 @@ def rank_hints(
 
 
 async def diagnose_async(messages: Conversation, **kwargs: Any) -> Diagnosis:
-    """`diagnose` in a thread, for an agent's event loop; the arguments are the same."""
+    """Run `diagnose` in a thread, for an agent's event loop; the arguments are the same."""
     return await asyncio.to_thread(diagnose, messages, **kwargs)
 
 
 async def rescore_async(messages: Conversation, **kwargs: Any) -> Target:
-    """`rescore` in a thread, for an agent's event loop; the arguments are the same."""
+    """Run `rescore` in a thread, for an agent's event loop; the arguments are the same."""
     return await asyncio.to_thread(rescore, messages, **kwargs)
 
 
 async def rank_hints_async(messages: Conversation, **kwargs: Any) -> list[RankedHint]:
-    """`rank_hints` in a thread, for an agent's event loop; the arguments are the same."""
+    """Run `rank_hints` in a thread, for an agent's event loop; the arguments are the same."""
     return await asyncio.to_thread(rank_hints, messages, **kwargs)
 
 
@@ -226,22 +231,22 @@ def twin(
     tools: Sequence[Any] | None = None,
     state_changing: bool = False,
 ) -> Twin:
-    """Return the twin of a step: the same step in the context that an edit makes of its own. Nothing is computed with the weights.
+    """Return the twin of a step: the same step in an edited version of its context. No forward pass is made.
 
     Args:
         messages: a conversation that contains the step, as in `diagnose`; later messages are ignored.
-        edit: a `TwinEdit`, or pairs of words and what is in their place; each pair's words must stand exactly once in the
-            messages of others above the step and the tool schemas (their JSON).
+        edit: a `TwinEdit`, or pairs of a text and its replacement; each text must occur exactly once in the tool
+            schemas (as JSON) and in the messages above the step that the student did not write.
         engine: from `load_engine` or `connect_engine`; only its tokenizer and chat template are used.
         step: as in `rescore`.
-        quote: the words of the step that are wrong without the edit.
+        quote: the words of the step that are wrong unless the edit is made.
         tools: schemas of the tools the agent had.
-        state_changing: allow it for a step that calls a tool which changes something, or may.
+        state_changing: also accept a step that calls a tool which changes something or may change something.
 
     Raises:
         ArgumentError: an argument has a wrong type.
-        TraceError: the messages are malformed or hold no such step.
-        TwinError: the edit makes no twin; its `reason` says why, see docs/twins.md.
+        TraceError: the messages are malformed or contain no such step.
+        TwinError: the edit does not make a twin; `reason` says why, see docs/twins.md.
         QuoteNotFoundError: the quote is not in the step.
         TemplateError, SpliceError: the chat template cannot render the step.
     """
@@ -255,7 +260,7 @@ def twin(
         if isinstance(edit, str) or not all(
             isinstance(p, Sequence) and not isinstance(p, str) and len(p) == 2 for p in edit
         ):
-            raise ArgumentError("`edit` is neither a TwinEdit nor a list of pairs of words")
+            raise ArgumentError("`edit` must be a TwinEdit or a list of pairs of texts")
         pairs = tuple(located(trace, at, old, new) for old, new in edit)
         edit = TwinEdit(kind="given", replacements=pairs, maker="caller")
     finding = given_finding(at, quote)
@@ -265,5 +270,5 @@ def twin(
         found = locate(finding, site.text, trace.step(at)) if quote else None
         span = tokens_in(found[0], site.spans) if found else (0, len(site.rendered.step_ids))
         if span is None or (quote and found is None):
-            raise QuoteNotFoundError(f"the quote {str(quote)[:60]!r} is nowhere in step {at}")
+            raise QuoteNotFoundError(f"the quote {str(quote)[:60]!r} does not occur in step {at}")
         return Making(builder, judge(), 1, state_changing, 0).twin(trace, finding, edit, span)

@@ -1,17 +1,20 @@
 """Find, lint and render the Jinja prompts.
 
-Prompts are for editing: a user's folder is searched before the shipped one, file by file, so that one edited prompt is
-enough. They render in a sandbox with strict undefined, are linted when loaded (file and line), and carry a hash that
-covers what they include, so that changing one recomputes exactly what depends on it.
+Users may edit prompts: each file is searched for first in the user's folder and then in the shipped one, so a user's
+folder may contain a single edited prompt. Prompts render in a sandbox with strict undefined and are linted when loaded
+(with file and line). The hash of a prompt covers everything it includes, so that a changed prompt recomputes exactly
+the results that depend on it.
 
 Kinds, by folder:
 
-* `critic/`   what an LLM critic reads; ends in the instructions, so that a server's prefix cache serves every edit
-* `hints/`    one file per error class: the remedial hint, from the finding's facts, no LLM needed
-* `candidates/` other hints for the same finding, which may compete with it: a principle, the right action alone
-* `placebo/`  hints that should do nothing, for the gate and the control arm
-* `attempts/` contexts made of other attempts at a task, one right beside one wrong (`bcq`) or all wrong (`ncq`)
-* `contexts/` what stands around other contexts: solutions, demonstrations, rollouts, observations
+* `critic/`   what an LLM critic reads; the instructions come last, so that a server's prefix cache also serves edited
+  prompts
+* `hints/`    one file per error class: the remedial hint, made from the finding's facts without an LLM
+* `candidates/` alternative hints for the same finding: a principle, or only the right action
+* `placebo/`  hints that should have no effect, for the gate and the control arm
+* `attempts/` contexts made of other attempts at a task: one right and one wrong attempt (`bcq`), or only wrong ones
+  (`ncq`)
+* `contexts/` the text around other contexts: solutions, demonstrations, rollouts, observations
 """
 
 from __future__ import annotations
@@ -33,9 +36,9 @@ from hintdistill.core.errors import PromptError
 from hintdistill.core.package_data import data_root
 
 REVISE = "critic/revise.jinja"
-"""What asks for a second hint."""
+"""The prompt that asks for a second hint."""
 TWIN = "critic/twin.jinja"
-"""What asks for the edit of a twin, in the same question as the hint."""
+"""The prompt that asks for the edit of a twin in the same question as the hint."""
 _ASKED = frozenset(
     {"trace", "tools", "signatures", "legal_steps", "checks", "error_classes", "schema", "window", "windows"}
     | {"fields", "has_tools"}
@@ -51,7 +54,8 @@ ROLES: dict[str, frozenset[str]] = {
     "revise": _ASKED | {"step", "hint", "reason", "error_class", "quote"},
     "twin": _ASKED,
 }
-"""What a critic prompt may use, by the place it is used in: the keys of `critic.llm`, and the four with a fixed name."""
+"""The variables that a critic prompt may use, by its role: the keys of `critic.llm`, and four roles with a fixed
+name."""
 ROLE_OF = {
     "critic/record.jinja": "record",
     "critic/all_at_once.jinja": "prompt",
@@ -61,7 +65,7 @@ ROLE_OF = {
     REVISE: "revise",
     TWIN: "twin",
 }
-"""Shipped critic prompt → the place it is written for, a key of `ROLES`."""
+"""The role of each shipped critic prompt, a key of `ROLES`."""
 VARIABLES: dict[str, frozenset[str]] = {
     "critic": frozenset().union(*ROLES.values()),
     "hints": frozenset(
@@ -72,21 +76,22 @@ VARIABLES: dict[str, frozenset[str]] = {
     "attempts": frozenset({"attempts"}),
     "contexts": frozenset({"text", "successes", "failures", "observation", "outcome", "hint", "tools", "error_class"}),
 }
-"""What each kind of prompt may use. `docs/prompts.md` says what they hold."""
+"""The variables that each kind of prompt may use. `docs/prompts.md` describes their values."""
 
 
 class _Compiled(jinja2.BytecodeCache):
-    """Templates that this process has compiled, each with the checksum of its source: a template that changes is compiled anew."""
+    """Cache the templates compiled in this process, each with the checksum of its source; a changed template is
+    compiled again."""
 
     def __init__(self) -> None:
         self._code: dict[tuple[str, str], CodeType | None] = {}
 
     def load_bytecode(self, bucket: Bucket) -> None:
-        """Give the code of a template to the bucket that asks for it, where its source is the same."""
+        """Load the compiled code of a template into the bucket that asks for it, if the source is unchanged."""
         bucket.code = self._code.get((bucket.key, bucket.checksum))
 
     def dump_bytecode(self, bucket: Bucket) -> None:
-        """Keep the code of a template that was just compiled."""
+        """Keep the code of a newly compiled template."""
         self._code[bucket.key, bucket.checksum] = bucket.code
 
 
@@ -106,17 +111,17 @@ def _environment(loader: jinja2.BaseLoader | None = None) -> ImmutableSandboxedE
 
 @lru_cache(maxsize=256)
 def _tree(source: str) -> nodes.Template:
-    """Parse a template once per process; trees are only looked at."""
+    """Parse a template once per process. Callers must not change the tree."""
     return _environment().parse(source)
 
 
 class PromptLibrary:
-    """The prompts of one run: a user's folder first, then the shipped one."""
+    """Give access to the prompts of one run: the user's folder is searched first, then the shipped one."""
 
     def __init__(self, folder: str | Path | None = None) -> None:
         shipped = data_root() / "prompts"
         if folder is not None and not Path(folder).is_dir():
-            raise PromptError(f"no prompt folder at {folder}", hint="`hintdistill prompts eject DIR` makes one")
+            raise PromptError(f"no prompt folder at {folder}", hint="create one with `hintdistill prompts eject DIR`")
         self.folders: tuple[Path, ...] = (*([Path(folder)] if folder is not None else []), shipped)
         self._env = _environment(jinja2.FileSystemLoader([str(f) for f in self.folders]))
         self._mentions: dict[tuple[str, str], bool] = {}
@@ -126,28 +131,28 @@ class PromptLibrary:
         return sorted({p.relative_to(f).as_posix() for f in self.folders for p in f.rglob("*.jinja")})
 
     def path(self, name: str) -> Path:
-        """Return the file that `name` resolves to; an absolute path is that file. Raises PromptError naming the folders
-        searched."""
+        """Return the file that `name` resolves to; an absolute path resolves to itself. Raises PromptError naming the
+        folders searched."""
         for folder in self.folders:
             if (folder / name).is_file():
                 return folder / name
         searched = ", ".join(str(f) for f in self.folders)
-        raise PromptError(f"no prompt {name!r} in {searched}", hint="`hintdistill prompts list` shows what there is")
+        raise PromptError(f"no prompt {name!r} in {searched}", hint="`hintdistill prompts list` lists all prompts")
 
     def has(self, name: str) -> bool:
-        """Return whether a prompt of that name exists."""
+        """Return whether a prompt of this name exists."""
         return any((folder / name).is_file() for folder in self.folders)
 
     def hash(self, name: str) -> str:
-        """Hash of the prompt's source and of everything it includes."""
+        """Return the hash of the prompt's source and of everything it includes."""
         digest = hashlib.sha256()
         for current in self._parts(name):
             digest.update(f"{current}\0{self._source(current)}\0".encode())
         return digest.hexdigest()[:16]
 
     def _parts(self, name: str) -> list[str]:
-        """Return a prompt and everything it includes, each once. Raises PromptError if one is missing or does not
-        parse."""
+        """Return a prompt and everything it includes, without repetitions. Raises PromptError if one is missing or does
+        not parse."""
         todo, seen = [name], {}
         while todo:
             current = todo.pop()
@@ -166,10 +171,10 @@ class PromptLibrary:
         return self._mentions[name, variable]
 
     def lint(self, name: str, role: str | None = None) -> list[str]:
-        """Problems of one prompt, `file:line: what`; empty when it is sound.
+        """Return the problems of one prompt as `file:line: problem`; the list is empty if there are none.
 
         Args:
-            role: the place a critic prompt is used in, a key of `ROLES`; by default the one its name says.
+            role: the role of a critic prompt, a key of `ROLES`; by default it follows from the prompt's name.
         """
         path = self.path(name)
         try:
@@ -179,20 +184,20 @@ class PromptLibrary:
         # a file named by its path is a critic's
         kind = "critic" if Path(name).is_absolute() else name.split("/", 1)[0]
         if kind not in VARIABLES:
-            return [f"{path}:1: unknown kind of prompt {kind!r}; the kinds are {', '.join(VARIABLES)}"]
+            return [f"{path}:1: unknown kind of prompt {kind!r}; the known kinds are {', '.join(VARIABLES)}"]
         role = role or ROLE_OF.get(name)
         known = VARIABLES[kind] if role is None else ROLES[role]
         unknown = meta.find_undeclared_variables(tree) - known - _asked_for(tree)
         return [
-            f"{path}:{_line_of(tree, word)}: unknown variable {word!r}; known here: {', '.join(sorted(known))}"
+            f"{path}:{_line_of(tree, word)}: unknown variable {word!r}; allowed here: {', '.join(sorted(known))}"
             for word in sorted(unknown)
         ]
 
     def advice(self, name: str) -> list[str]:
-        """Return what in a hint template may make the error more likely, `file: what`; empty if nothing does, or for
-        another kind.
+        """Return warnings about parts of a hint template that may make the error more likely, as `file: warning`. Other
+        kinds of prompt get no warnings.
 
-        The template is rendered with names made up for the purpose, in each of its wordings.
+        The template is rendered in each of its wordings with invented names.
         """
         if name.split("/", 1)[0] not in ("hints", "candidates"):
             return []
@@ -204,13 +209,13 @@ class PromptLibrary:
                 except PromptError:
                     continue
                 if _WRONG in text and not 0 <= text.find(_RIGHT) < text.find(_WRONG):
-                    found["it names the wrong word first"] = None
+                    found["it mentions the wrong word first"] = None
                 if all(tool in text for tool in _TOOLS):
                     found["it lists the tools"] = None
-        return [f"{self.path(name)}: {what}; a real model then says the error more often" for what in found]
+        return [f"{self.path(name)}: {what}; real models then repeat the error more often" for what in found]
 
     def render(self, name: str, variables: Mapping[str, Any]) -> str:
-        """Render a prompt; the text is stripped of surrounding white space.
+        """Render a prompt and strip the surrounding white space.
 
         Raises:
             PromptError: the prompt does not exist, does not lint, uses a variable that has no value, or is empty.
@@ -225,7 +230,7 @@ class PromptLibrary:
         except Exception as error:
             raise PromptError(f"{path}: {type(error).__name__}: {error}") from error
         if not text:
-            raise PromptError(f"{path} rendered to nothing")
+            raise PromptError(f"{path} renders to an empty text")
         return text
 
     def _lint_once(self, name: str) -> list[str]:
@@ -269,11 +274,12 @@ _PROBES: tuple[dict[str, Any], ...] = tuple(
     for without in ((), ("right",), ("wrong",))
     for error_class in ("unknown_tool", "wrong_argument", "other")
 )
-"""Facts that hint templates are rendered with to see in which order they name what."""
+"""Facts with which hint templates are rendered to find the order in which they mention names."""
 
 
 def _asked_for(tree: nodes.Template) -> set[str]:
-    """Variables of some other prompt that this one may use as well, because it asks first: `{% if step is defined %}`."""
+    """Return the variables of other prompts that this prompt may also use, because it checks for them first: `{% if
+    step is defined %}`."""
     everything = frozenset().union(*VARIABLES.values())
     tests = (test for test in tree.find_all(nodes.Test) if test.name in ("defined", "undefined"))
     return {test.node.name for test in tests if isinstance(test.node, nodes.Name)} & everything
@@ -285,21 +291,21 @@ def _line_of(tree: nodes.Template, word: str) -> int:
 
 @lru_cache(maxsize=8)
 def shipped_library() -> PromptLibrary:
-    """Return the shipped prompts, no user folder."""
+    """Return the library of the shipped prompts, without a user's folder."""
     return PromptLibrary()
 
 
 def eject(folder: Path, names: Sequence[str] = ()) -> list[Path]:
-    """Copy shipped prompts into a folder; returns what was written.
+    """Copy shipped prompts into a folder and return the files written.
 
     Raises:
-        PromptError: a prompt does not exist, or something of its name is there already; nothing is written then.
+        PromptError: a prompt does not exist, or a file of its name already exists; in both cases nothing is written.
     """
     library = shipped_library()
     chosen = {name: library.path(name) for name in names or library.names()}
     for name in chosen:
         if (folder / name).exists():
-            raise PromptError(f"{folder / name} is there already", hint="choose another folder; nothing was written")
+            raise PromptError(f"{folder / name} already exists", hint="choose another folder; nothing was written")
     for name, path in chosen.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(path.read_bytes())
@@ -307,16 +313,17 @@ def eject(folder: Path, names: Sequence[str] = ()) -> list[Path]:
 
 
 def attempts_context(library: PromptLibrary, right: Sequence[str], wrong: Sequence[str], seed: int = 0) -> str:
-    """Return the context that shows a hard task's attempts: a `bcq` of one right and one wrong one, or an `ncq` where
-    none is right.
+    """Return the context that shows attempts at a hard task: a `bcq` of one right and one wrong attempt, or an `ncq` of
+    wrong attempts only.
 
-    ZPPO (arXiv 2606.18216). The order of a `bcq` hangs on the texts and the seed, so that it tells nothing.
+    ZPPO (arXiv 2606.18216). The order within a `bcq` depends on the texts and the seed, so that the position does not
+    reveal the right attempt.
 
     Raises:
         PromptError: no failed attempt is given.
     """
     if not wrong:
-        raise PromptError("a task without a failed attempt is not hard; there is nothing to tell apart")
+        raise PromptError("a task without a failed attempt is not hard, so there is nothing to contrast")
     if not right:
         return library.render("attempts/ncq.jinja", {"attempts": list(wrong)})
     pair = [right[0], wrong[0]]
@@ -326,8 +333,8 @@ def attempts_context(library: PromptLibrary, right: Sequence[str], wrong: Sequen
 
 
 def hint_name(error_class: str) -> str:
-    """Return the hint template of an error class; a class that is no plain name (a critic may write anything) has
-    none."""
+    """Return the name of the hint template of an error class. A class that is not a plain name has no template (critics
+    may write anything)."""
     plain = re.fullmatch(r"\w[\w-]*", error_class) is not None
     return f"hints/{error_class if plain else 'no template'}.jinja"
 

@@ -184,7 +184,7 @@ def test_wrong_types_are_named_and_a_string_is_never_read_letter_by_letter(loade
         (lambda: hd.diagnose([*messages, "and then?"], engine=loaded), f"message {len(messages)} is a str"),
         (lambda: hd.diagnose(None, engine=loaded), "`messages` is None"),
         (lambda: hd.diagnose(messages, engine=loaded, critic=3), "`critic` is a int"),
-        (lambda: hd.twin(messages, edit="ab", engine=loaded), "`edit` is neither"),
+        (lambda: hd.twin(messages, edit="ab", engine=loaded), "`edit` must be a TwinEdit"),
     ]
     for call, said in calls:
         with pytest.raises(ArgumentError, match=said):

@@ -1,4 +1,4 @@
-"""Every arm on every seed, in one-thread processes, resumable job by job; then table and figure."""
+"""Run every arm on every seed, in one-thread processes that can be resumed job by job; then write table and figure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One arm on one seed: all of its rounds, then what is measured of its student."""
+"""Run one arm on one seed: all of its rounds, then the measurements of its student."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.ablation import arms
+from benchmarks.ablation import arms, critic_noise
 from benchmarks.ablation.bench import Bench
 from benchmarks.ablation.shared_baseline import held_targets, off_target_requests
 from hintdistill.core.errors import TripwireError
@@ -89,6 +89,8 @@ def _round(bench: Bench, number: int, students: Sequence[Path]) -> tuple[dict[st
         # another critic finds other steps to be right
         held = held_targets(bench, ctx, bench.folder if critic else bench.shared)
         outcome = outcome_data(ctx)
+        if ":" in arm:
+            row |= critic_noise.counted(arms.noisy_findings(arm, data), data.found)
     a = bench.ablate
     budget = Budget(rows=a.rows, anchors=a.rows, steps=a.steps, fill=a.fill, held_share=a.hold.share)
     chosen, distinct = draw_rows(targets, budget, bench.salt(number), held)

@@ -1,4 +1,4 @@
-"""The arms: from one round's traces to the rows that are trained on. Nothing else differs between arms, one of them aside.
+"""The arms: from one round's traces to the rows that are trained on. Arms differ in nothing else, with one exception.
 
 | arm | rows |
 |---|---|
@@ -12,7 +12,7 @@
 | hint_outcome | `hint` beside an outcome reward on every step of the same rollouts, (L_RL + L_D)/2; it sees the success label too |
 | stale, foreign, llm_critic | `hint` on traces of the round before, on another policy's traces, with another critic |
 | replay | `hint` on single fresh steps of the student at the steps of those other traces (`rollout.source: replay`) |
-| step:p, alarm:p, hint:p | `hint` with a critic that is wrong that often, gate on or off |
+| step:p, alarm:p, hint:p, … | `hint` with a critic that is wrong that often, gate on or off; the kinds are in settings.py |
 
 The controls (placebo, wrong_hint, random_step) have the gate off, because it would reject what they are made of. Every arm
 has the same anchors, as many optimiser steps, and at most as many rows; rows are drawn without regard to what they hold.
@@ -114,16 +114,24 @@ def rescored(ctx: RunContext) -> list[Target]:
     return list(rescore.load(ctx))
 
 
+def noisy_findings(arm: str, data: RoundData) -> Found:
+    """The round's findings as the worse critic of a noise arm gives them."""
+    library, found = data.ctx.library, data.found
+    kind, share, _ = parse_noise(arm)
+    if kind == "hint":
+        return variants.wrong_hints(found, library, share, data.salt)
+    if kind == "step":
+        return variants.other_steps(found, data.traces, data.wrong, library, share, data.salt)
+    if kind == "alarm":
+        return critic_noise.false_alarms(found, data.traces, data.wrong, library, share, data.salt)
+    if kind.startswith("miss-"):
+        return critic_noise.missed(found, kind.removeprefix("miss-"), share, data.salt)
+    return critic_noise.plausible(found, data.critiques, library, kind, share, data.salt)
+
+
 def _noisy(arm: str, data: RoundData, folder: Path) -> list[Target]:
     """The method on a worse critic's findings: those are written to a file and take the critic's place."""
-    library, found = data.ctx.library, data.found
-    kind, share, gate = parse_noise(arm)
-    if kind == "hint":
-        found = variants.wrong_hints(found, library, share, data.salt)
-    elif kind == "step":
-        found = variants.other_steps(found, data.traces, data.wrong, library, share, data.salt)
-    else:
-        found = critic_noise.false_alarms(found, data.traces, data.wrong, library, share, data.salt)
+    found, (_, _, gate) = noisy_findings(arm, data), parse_noise(arm)
     folder.mkdir(parents=True, exist_ok=True)
     rows = [{"trace": t.id, **f.model_dump(mode="json", exclude_defaults=True)} for t, f in found]
     (folder / "findings.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What every job of an ablation works with: a loop in the job's own folder, on the regime's tasks and the seed."""
+"""The tools of every ablation job: a loop in the job's own folder, on the tasks of the regime and with the seed."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.ablation.markdown import NAMES, main_arms
-from benchmarks.ablation.noise import KINDS
+from benchmarks.ablation.noise import words_of
 
 SHOWN_IN_REGIMES = ("hint", "llm_critic", "full_trace", "sft_success", "sft_corrected", "placebo")
 SHOWN_IN_CURVES = ("hint", "llm_critic", "sft_success", "full_trace", "placebo")
@@ -109,7 +109,7 @@ def _regimes(axis: Any, regimes: Mapping[str, Any]) -> None:
 
 def _noise(axis: Any, noise: Mapping[str, Any]) -> None:
     """Gain over no training at each amount of noise; the gate on is the full line."""
-    kinds = [k for k in KINDS if any(r["kind"] == k for r in noise["rows"])]
+    kinds = list(dict.fromkeys(t["kind"] for t in noise["ties"]))
     for number, kind in enumerate(kinds):
         for gate in (True, False):
             rows = [r for r in noise["rows"] if r["kind"] == kind and r["gate"] is gate]
@@ -121,7 +121,7 @@ def _noise(axis: Any, noise: Mapping[str, Any]) -> None:
                 "o-" if gate else "o--",
                 color=f"C{number}",
                 markersize=4,
-                label=f"{KINDS[kind]}, gate {'on' if gate else 'off'}",
+                label=f"{words_of(kind)}, gate {'on' if gate else 'off'}",
             )
             axis.fill_between(
                 xs, [g["low"] for g in gains], [g["high"] for g in gains], color=f"C{number}", alpha=0.1, linewidth=0

@@ -1,4 +1,4 @@
-"""The jobs of an ablation: what is shared by all arms of a seed, and one arm on one seed; their settings and their keys.
+"""The jobs of an ablation: the part that all arms of a seed share, and one arm on one seed; their settings and keys.
 
 `shared` (`shared_baseline.py`): the first round's episodes of the initial policy, the initial and the hinted student's
 success, and what the hints do before any training. An arm (`arm_run.py`): all of its rounds, then what is measured of its

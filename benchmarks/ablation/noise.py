@@ -1,4 +1,4 @@
-"""How wrong a critic may be: gain under each kind and amount of noise, where it is gone, and what the gate recovers.
+"""Measure how wrong a critic may be: the gain under each kind and amount of noise, and the part that the gate recovers.
 
 The true critic is the zero of every kind: with the gate on it is the arm `hint`, with the gate off the arm `step:0`.
 """
@@ -12,7 +12,20 @@ from typing import Any
 from benchmarks.ablation.settings import parse_noise
 from hintdistill.core.statistics import Interval
 
-KINDS = {"step": "wrong step", "alarm": "false alarms on clean traces", "hint": "wrong hint text"}
+KINDS = {
+    "step": "wrong step",
+    "alarm": "false alarms on clean traces",
+    "hint": "wrong hint text",
+    "near": "one step off",
+    "later": "a consequence, not the root",
+    "tool": "right step, another legal tool",
+    "mixed": "one of these three",
+}
+
+
+def words_of(kind: str) -> str:
+    """The kind in words; `miss-CLASS` names its class."""
+    return KINDS.get(kind, f"{kind.removeprefix('miss-')} missed")
 
 
 def noise_of(regime: Mapping[str, Any]) -> dict[str, Any]:
@@ -25,27 +38,28 @@ def noise_of(regime: Mapping[str, Any]) -> dict[str, Any]:
     if "hint" not in arms or not any(":" in a for a in arms):
         return {"rows": [], "ties": [], "gate": []}
     settings = list(arms["hint"]["gap_closed"])
-    rows = [_row(arm, entry, arms["hint"], settings) for arm, entry in _members(arms)]
+    kinds = sorted({parse_noise(a)[0] for a in arms if ":" in a}, key=lambda k: [*KINDS, k].index(k))
+    rows = [_row(arm, entry, arms["hint"], settings) for arm, entry in _members(arms, kinds)]
     rows.sort(key=lambda r: (r["kind"], r["gate"], r["percent"]))
     return {
         "rows": rows,
-        "ties": [_tie(rows, kind, gate, s) for kind in KINDS for gate in (False, True) for s in settings],
+        "ties": [_tie(rows, kind, gate, s) for kind in kinds for gate in (False, True) for s in settings],
         "gate": [_recovered(rows, r, s) for r in rows if r["gate"] and r["percent"] for s in settings],
     }
 
 
-def _members(arms: Mapping[str, Any]) -> list[tuple[tuple[str, int, bool], Any]]:
+def _members(arms: Mapping[str, Any], kinds: Sequence[str]) -> list[tuple[tuple[str, int, bool], Any]]:
     out = []
     for arm, entry in arms.items():
         if ":" in arm:
             kind, share, gate = parse_noise(arm)
             # the true critic without a gate is the zero of every kind
             out += (
-                [((k, 0, False), entry) for k in KINDS]
+                [((k, 0, False), entry) for k in kinds]
                 if share == 0 and not gate
                 else [((kind, round(100 * share), gate), entry)]
             )
-    return out + [((k, 0, True), arms["hint"]) for k in KINDS]
+    return out + [((k, 0, True), arms["hint"]) for k in kinds]
 
 
 def _row(

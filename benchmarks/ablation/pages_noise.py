@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.ablation.markdown import interval, table
-from benchmarks.ablation.noise import KINDS
+from benchmarks.ablation.noise import words_of
 
 
 def noise_part(noise: Mapping[str, Any]) -> str:
@@ -35,7 +35,7 @@ def _gains(noise: Mapping[str, Any]) -> str:
         kl = "–" if r["kl_per_token"] is None else f"{r['kl_per_token']:.5f}"
         rows.append(
             [
-                KINDS[r["kind"]],
+                words_of(r["kind"]),
                 str(r["percent"]),
                 _gate_word(r["gate"]),
                 str(r["seeds"]),
@@ -64,7 +64,7 @@ def _ties(noise: Mapping[str, Any]) -> str:
         crossing, reached = t["crosses_zero_at"], t["interval_reaches_zero_at"]
         rows.append(
             [
-                KINDS[t["kind"]],
+                words_of(t["kind"]),
                 _gate_word(t["gate"]),
                 t["setting"],
                 never if crossing is None else f"{crossing:.0f} %",
@@ -87,5 +87,5 @@ def _gate(noise: Mapping[str, Any]) -> str:
     for g in noise["gate"]:
         bare = "–" if g["without"] is None else f"{g['without']:+.3f}"
         share = "–" if g["recovered"] is None else f"{g['recovered']:.2f}"
-        rows.append([KINDS[g["kind"]], str(g["percent"]), g["setting"], bare, f"{g['with']:+.3f}", share])
+        rows.append([words_of(g["kind"]), str(g["percent"]), g["setting"], bare, f"{g['with']:+.3f}", share])
     return said + "\n\n" + table(["noise", "%", "setting", "gain, gate off", "gain, gate on", "recovered"], rows)

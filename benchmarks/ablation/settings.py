@@ -1,7 +1,8 @@
-"""The settings of an ablation: a run's own, and the `ablate` section beside them."""
+"""The settings of an ablation: those of a run, and the section `ablate`."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -39,6 +40,8 @@ MAIN_ARMS: tuple[Arm, ...] = (
     "sft_corrected",
     "none",
 )
+NOISE_KINDS = ("step", "alarm", "hint", "near", "later", "tool", "mixed")
+"""How a critic is made worse; `miss-CLASS` is one more."""
 
 
 def _everything() -> dict[str, tuple[str, ...]]:
@@ -118,8 +121,10 @@ class AblateSection(Section):
     limits: dict[str, int] = Field(default_factory=dict)
     """Tasks of single splits, by name, where that differs from `limit`."""
     noise: tuple[str, ...] = ()
-    """Critic noise, each an arm: `step:50` a wrong step in half of the findings, `alarm:10` a false alarm on a tenth of the
-    clean traces, `hint:25` a wrong hint text in a quarter; `+gate` appended: with the gate on."""
+    """Critic noise, each an arm: `step:50` a random step in half of the findings, `alarm:10` a false alarm on a tenth of the
+    clean traces, `hint:25` another class's hint in a quarter; `near:50` a step too early or too late, `later:50` a consequence in
+    place of the root, `tool:50` the right step and a hint that names another legal tool, `mixed:50` one of these three;
+    `miss-unknown_tool:100` all findings of a class missed. `+gate` appended: with the gate on."""
     foreign_traces: tuple[ConfigPath, ...] = ()
     """Trace files of another policy, for the arms `foreign` and `replay`."""
     llm_critic: Annotated[dict[str, Any], PathMark("section", of=CriticSection)] = Field(default_factory=dict)
@@ -151,11 +156,10 @@ class AblateSection(Section):
 
 def parse_noise(spec: str) -> tuple[str, float, bool]:
     """`step:50+gate` → (`step`, 0.5, True). Raises ValueError for another form."""
-    body, _, gate = spec.partition("+")
-    kind, _, percent = body.partition(":")
-    if kind not in ("step", "alarm", "hint") or not percent.isdigit() or int(percent) > 100 or gate not in ("", "gate"):
-        raise ValueError(f"noise {spec!r} is not of the form step|alarm|hint:PERCENT[+gate]")
-    return kind, int(percent) / 100, gate == "gate"
+    read = re.fullmatch(rf"({'|'.join(NOISE_KINDS)}|miss-\w+):(\d+)(\+gate)?", spec, re.ASCII)
+    if read is None or int(read[2]) > 100:
+        raise ValueError(f"noise {spec!r} is not of the form {'|'.join(NOISE_KINDS)}|miss-CLASS:PERCENT[+gate]")
+    return read[1], int(read[2]) / 100, read[3] is not None
 
 
 class AblationConfig(RunConfig):

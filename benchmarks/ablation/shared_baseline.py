@@ -1,4 +1,4 @@
-"""What all arms of a seed share: the initial policy's episodes and success, the hinted student, the hints before any training."""
+"""Measure what all arms of a seed share: the initial policy, the hinted student, and the hints before any training."""
 
 from __future__ import annotations
 

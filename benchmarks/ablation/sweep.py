@@ -1,4 +1,4 @@
-"""Fair tuning: every arm tries as many settings on validation tasks, on seeds that the table does not use; the best makes it.
+"""Tune all arms alike: each tries equally many settings on validation tasks, on seeds that the table does not use.
 
 The criterion is the same for all arms: mean success over the measured temperatures, half of it over all tasks and half over
 those that are like the ones to be kept (`ablate.hold`), where there are such; of equals the one listed first.

@@ -1,4 +1,4 @@
-"""The arms of the benchmark of twins: what each holds beside the same hints and the same anchors.
+"""The arms of the benchmark of twins: the steps that each holds in addition to the same hints and anchors.
 
 | arm | held, as many in every arm, at the same weight |
 |---|---|

@@ -1,4 +1,4 @@
-"""Settings of twins on validation tasks: each trains from one run's targets and is read on tasks and pairs that no test uses.
+"""Try settings of twins: each trains from one run's targets and is measured on tasks and pairs that no test uses.
 
     python -m benchmarks.ablation.twin_grid RUN [--settings FILE] [--only NAME …] [--seeds 0] [--out runs/twin_grid]
 

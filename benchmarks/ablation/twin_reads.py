@@ -1,4 +1,4 @@
-"""What the benchmark of twins reads of a student: near-miss pairs, held-out errors, movement, and the hint shown again."""
+"""Measure a student for the benchmark of twins: near-miss pairs, held-out errors, movement, the hint shown again."""
 
 from __future__ import annotations
 

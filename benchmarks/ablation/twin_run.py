@@ -1,4 +1,4 @@
-"""One job of the benchmark of twins: what a seed's arms share, or one arm's rounds and what is read of its student."""
+"""Run one job of the benchmark of twins: the part that a seed's arms share, or one arm's rounds and measurements."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings and jobs of the benchmark of twins: an ablation whose arms hold the same number of further steps, each in its own way."""
+"""Settings and jobs of the benchmark of twins: an ablation whose arms each hold the same number of other steps."""
 
 from __future__ import annotations
 

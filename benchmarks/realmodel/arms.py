@@ -2,7 +2,9 @@
 
 | arm | rows |
 |---|---|
-| targeted, targeted_twins | the hint above the erring step, gate on; with twins beside it |
+| targeted, targeted_twins | the hint above the erring step, gate on; with twins beside it, of the makers that the announcement knew |
+| targeted_stop_twins | with twins of all makers, so of `stopped_early` too; up to three edits of a finding |
+| targeted_stop_hold | the same, and hold traces: the untrained model on the split `stop`, where stopping is right |
 | placebo, wrong_hint | a generic hint, another class's hint in its place; gate off |
 | whole_trace | all hints of a trace in its system prompt, loss on every step of it; gate off |
 | decoded8 | as `targeted`, but from the decision token on the hinted model says `DECODED` tokens, and those are scored |
@@ -38,6 +40,13 @@ from hintdistill.rollouts.sampling import Sampler
 
 PLAIN: Mapping[str, Any] = {"save": "adapter", "watch": {"every": 0}}
 CROSS_ENTROPY = ("sft_corrected", "sft_corrected_unfiltered", "sft_gold")
+TWINNED = ("targeted_twins", "targeted_stop_twins", "targeted_stop_hold")
+LATER = ("stopped_early", "premature_finish")
+"""Error classes whose makers are younger than the announcement; `targeted_twins` has none of their twins."""
+MORE = ("targeted_stop_twins", "targeted_stop_hold")
+"""Arms whose rows come from the run folder of `shared_twins`."""
+HELD: Mapping[str, Any] = {"twins": {"per_finding": 3}, "hold": {"split": "stop", "limit": 40}}
+"""The `train` settings by which that run folder holds more than the shared one."""
 DECODED = 8
 """Tokens that the hinted model says before it scores."""
 
@@ -46,8 +55,8 @@ def targets_of(arm: str, data: RoundData, targets: Sequence[Target]) -> list[Tar
     """What an arm draws its rows from, anchors included; `targets` are those of the shared run. Raises ConfigError."""
     ctx = data.ctx
     own: Sequence[Target]
-    if arm in ("targeted", "targeted_twins"):
-        own = [t for t in targets if t.kind == "hint" or (t.kind == "twin" and arm == "targeted_twins")]
+    if arm == "targeted" or arm in TWINNED:
+        own = [t for t in targets if t.kind == "hint" or _held_by(arm, t)]
     elif arm == "placebo":
         own = variants.hinted(data, data.found, arm, placebo=True)
     elif arm == "wrong_hint":
@@ -66,10 +75,19 @@ def targets_of(arm: str, data: RoundData, targets: Sequence[Target]) -> list[Tar
     return [*own, *data.anchors()]
 
 
+def _held_by(arm: str, target: Target) -> bool:
+    """Whether an arm trains on a twin or a hold trace."""
+    if target.kind == "twin":
+        return arm in TWINNED and (arm in MORE or target.error_class not in LATER)
+    return target.kind == "hold" and arm == "targeted_stop_hold"
+
+
 def section_of(arm: str, train: TrainSection, equal: Mapping[str, Any], change: Mapping[str, Any]) -> TrainSection:
     """The settings that an arm trains with: what is `equal` in all arms, then its own `change`."""
-    twins = {"twins": {"per_finding": 1, "weight": 1.0}} if arm == "targeted_twins" else {}
-    base = changed(train.model_dump(mode="json"), {**equal, **PLAIN, **twins})
+    held: dict[str, Any] = {"twins": {"per_finding": 3 if arm in MORE else 1, "weight": 1.0}} if arm in TWINNED else {}
+    if arm == "targeted_stop_hold":
+        held["hold"] = {**HELD["hold"], "weight": 1.0}
+    base = changed(train.model_dump(mode="json"), {**equal, **PLAIN, **held})
     section = TrainSection.model_validate(changed(base, change))
     if arm in CROSS_ENTROPY:
         section = TrainSection.model_validate(changed(section.model_dump(mode="json"), cross_entropy(section)))

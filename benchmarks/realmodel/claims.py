@@ -1,4 +1,4 @@
-"""What the arms of benchmarks/real.py say together: the claim, secondary endpoints, what success is made of, what it costs elsewhere."""
+"""Evaluate the arms of benchmarks/real.py together: the claim, secondary endpoints, the parts of success, the cost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a student moved where nobody asked it to: KL(initial ‖ student) on answers to general instructions.
+"""Measure how far a student moved on unrelated text: KL(initial ‖ student) on answers to general instructions.
 
 The untrained model answers each prompt of examples/smollm2/general.py greedily, once; both models then read the same tokens.
 """

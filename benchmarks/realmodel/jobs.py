@@ -8,6 +8,7 @@ from it. What is measured afterwards has the same tasks and the same seed in eve
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,13 +35,14 @@ from hintdistill.pipeline.twins import counts
 from hintdistill.rollouts.evaluate import load_suite, tasks_of
 from hintdistill.traces.formats import native
 
-UNPAIRED = ("shared", "none", *untrained.ARMS)
+UNPAIRED = ("shared", "shared_twins", "none", *untrained.ARMS)
 """Jobs that train nothing."""
 
 
 @dataclass(frozen=True)
 class RealJob:
-    """A job, as the runner of arms takes it: `shared`, `none`, or an arm with the change of settings that names it."""
+    """A job, as the runner of arms takes it: `shared`, `shared_twins`, `none`, or an arm with the change of settings that
+    names it."""
 
     plan: Plan
     arm: str
@@ -73,6 +75,8 @@ class RealJob:
     def key(self) -> str:
         """Key of everything that the result depends on; what is at its first value (round 1, recipe and hints of old) adds nothing."""
         later: dict[str, Any] = self.plan.changed()
+        if self.arm in ("shared_twins", *arms.MORE):
+            later["held"] = arms.HELD
         if self.round > 1:
             later["round"] = [self.round, self.first().key()]
         added = [later] if later else []
@@ -85,7 +89,7 @@ class RealJob:
         elif self.round > 1:
             done = _second(self)
         else:
-            done = {"shared": _shared, "none": _none}.get(self.arm, _arm)(self)
+            done = {"shared": _shared, "shared_twins": _shared_twins, "none": _none}.get(self.arm, _arm)(self)
         return {"arm": self.arm, "seed": self.seed, "label": self.title, **done}
 
 
@@ -139,26 +143,31 @@ def drifts_of(jobs: Sequence[RealJob]) -> list[DriftJob]:
 # -- what the arms of a seed share -------------------------------------------------------------------------------------
 
 
-def run_config(plan: Plan, seed: int, folder: Path, student: Path | None = None) -> RunConfig:
+def run_config(
+    plan: Plan, seed: int, folder: Path, student: Path | None = None, held: Mapping[str, Any] | None = None
+) -> RunConfig:
     """The configuration of a run folder below `folder`: its traces are fresh episodes, twins are made, nothing is held out.
 
     Args:
         student: whose episodes they are, where that is no longer the initial model.
+        held: `train` settings of what is held, where they are not those that all arms share.
     """
     data = plan.config.model_dump(mode="json")
     data["run"] |= {"rounds": None, "seed": seed, "dir": str(folder / "run")}
     if student is not None:
         data["run"] |= {"model": str(student), "initial": str(resolve_model(str(plan.config.run.model)))}
     data["traces"] |= {"path": [str(folder / "rollouts.jsonl")], "holdout": 0.0}
-    data["train"] = changed(data["train"], {**plan.train, **arms.PLAIN, "twins": {"per_finding": 1}})
+    data["train"] = changed(data["train"], {**plan.train, **arms.PLAIN, "twins": {"per_finding": 1}, **(held or {})})
     data["train"]["anchor"]["per_trace"] = 0  # arms take their anchors from one place
     return RunConfig.model_validate(data)
 
 
 @contextmanager
-def opened(plan: Plan, seed: int, folder: Path, student: Path | None = None) -> Iterator[shared_arms.RoundData]:
-    """The traces of a folder's episodes, read and critiqued, in its run folder."""
-    config = run_config(plan, seed, folder, student)
+def opened(
+    plan: Plan, seed: int, folder: Path, student: Path | None = None, held: Mapping[str, Any] | None = None
+) -> Iterator[shared_arms.RoundData]:
+    """The traces of a folder's episodes, read and critiqued, in its run folder; arguments as of `run_config`."""
+    config = run_config(plan, seed, folder, student, held)
     assert config.run.dir is not None
     rundir = RunDir.create(Path(config.run.dir), config, resume=True)
     try:
@@ -193,6 +202,34 @@ def _shared(job: RealJob) -> dict[str, Any]:
     return _episodes(job.plan, job.seed, job.plan.folder / job.name, 1)
 
 
+def _shared_twins(job: RealJob) -> dict[str, Any]:
+    """The shared episodes once more, with up to three twins of a finding by every maker, and hold traces: what is covered."""
+    with _more_held(job) as data:
+        targets = shared_arms.rescored(data.ctx)
+        twins = counts(data.ctx.rundir.current("twins", "twins"))
+    kept = {(t.error_class, t.trace_id, t.step) for t in targets if t.kind == "twin" and t.accepted}
+    return {
+        "findings": Counter(f.error_class for _, f in data.found),
+        "twins": twins,
+        "covered": Counter(c for c, _, _ in kept),
+        "twins_accepted": _by_class(targets, "twin"),
+        "held": sum(t.kind == "hold" for t in targets),
+    }
+
+
+@contextmanager
+def _more_held(job: RealJob) -> Iterator[shared_arms.RoundData]:
+    """A run folder on the seed's shared episodes that holds more; see `arms.HELD`. Raises ConfigError where they are owed."""
+    seed, plan = job.seed, job.plan
+    shared, folder = (plan.folder / f"seed{seed}" / name for name in ("shared", "shared_twins"))
+    if not (shared / "rollouts.jsonl").is_file():
+        raise ConfigError(f"seed{seed}/shared is owed", hint="its episodes are the arm's; do it first")
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(shared / "rollouts.jsonl", folder / "rollouts.jsonl")
+    with opened(plan, seed, folder, held=arms.HELD) as data:
+        yield data
+
+
 def _by_class(targets: Sequence[Target], kind: str, accepted: bool = True) -> dict[str, int]:
     return dict(Counter(t.error_class or "-" for t in targets if t.kind == kind and t.accepted == accepted))
 
@@ -202,13 +239,15 @@ def _by_class(targets: Sequence[Target], kind: str, accepted: bool = True) -> di
 
 def _arm(job: RealJob) -> dict[str, Any]:
     shared = job.plan.folder / f"seed{job.seed}" / "shared"
-    with opened(job.plan, job.seed, shared) as data:
+    with _more_held(job) if job.arm in arms.MORE else opened(job.plan, job.seed, shared) as data:
         return _trained(job, data, data.ctx.model_folder)
 
 
 def _second(job: RealJob) -> dict[str, Any]:
     """The second round: the student of the first plays, and is trained on; anchors hold it to the initial model."""
     plan, folder, first = job.plan, job.plan.folder / job.name, job.first()
+    if job.arm in arms.MORE:
+        raise ConfigError(f"{job.arm} has no second round")
     if result_of(plan.folder, first) is None:
         raise ConfigError(f"{first.name} is owed", hint="its student plays the episodes of round 2; do it first")
     student = plan.folder / first.name / "student"
@@ -247,12 +286,13 @@ def _trained(job: RealJob, data: shared_arms.RoundData, student: Path) -> dict[s
         "distinct": distinct,
         "available": available,
         "steps": summary.steps,
-        "measured": measured(job, folder / "student"),
+        "measured": measured(plan, job.seed, folder / "student"),
     }
 
 
 def _others(job: RealJob) -> dict[str, int]:
-    return {"twin": job.plan.budget["twins"]} if job.arm == "targeted_twins" else {}
+    twins = {"twin": job.plan.budget["twins"]} if job.arm in arms.TWINNED else {}
+    return twins | ({"hold": job.plan.budget["twins"]} if job.arm == "targeted_stop_hold" else {})
 
 
 def _none(job: RealJob) -> dict[str, Any]:
@@ -273,10 +313,10 @@ def _untrained(job: RealJob) -> dict[str, Any]:
     return {"measured": {s: untrained.played(job.arm, world, t, job.seed) for s, t in job.plan.tasks.items()}}
 
 
-def measured(job: RealJob, student: Path) -> dict[str, Any]:
+def measured(plan: Plan, seed: int, student: Path) -> dict[str, Any]:
     """What a student does on every split of the plan, at the frozen sampling."""
-    world = play.World.load(job.plan.config, student)
-    return {s: play.rows_of(world.suite, world.plain(t, job.seed)) for s, t in job.plan.tasks.items()}
+    world = play.World.load(plan.config, student)
+    return {s: play.rows_of(world.suite, world.plain(t, seed)) for s, t in plan.tasks.items()}
 
 
 def grid_tasks(config: RunConfig, n: int) -> dict[str, list[str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -183,3 +183,23 @@ def coverage_table(shared: Sequence[Row]) -> str:
 
     lines = [[c, total("findings", c), total("accepted", c), total("twins_accepted", c)] for c in classes]
     return table(["error class", "findings", "hints accepted", "twins accepted"], lines)
+
+
+def makers_table(more: Sequence[Row], shared: Sequence[Row]) -> str:
+    """By error class, on the seeds of `shared_twins`: findings, those with a checked twin before and after, edits by kind."""
+    seeds = {m["seed"] for m in more}
+    before = Counter[str]()
+    for row in shared:
+        before.update(row["twins_accepted"] if row["seed"] in seeds else {})
+    lines = []
+    for name in sorted({c for m in more for c in m["findings"]}):
+        findings, after = (sum(m[key].get(name, 0) for m in more) for key in ("findings", "covered"))
+        kinds = Counter[str]()
+        for m in more:
+            kinds.update(m["twins"]["classes"].get(name, {}).get("kinds", {}))
+        made = ", ".join(f"{kind} {n}" for kind, n in sorted(kinds.items()))
+        kept = sum(m["twins_accepted"].get(name, 0) for m in more)
+        lines.append([name, str(findings), str(before[name]), str(after), f"{kept} of {kinds.total()}", made or "–"])
+    head = ["error class", "findings", "with a checked twin, before", "after", "twins kept", "edits by kind"]
+    named = ", ".join(str(s) for s in sorted(seeds))
+    return f"Twins by all makers, up to three of a finding (seeds {named}):\n\n{table(head, lines)}"

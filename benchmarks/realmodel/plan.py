@@ -1,4 +1,4 @@
-"""What is equal in all jobs of benchmarks/real.py, what benchmarks/prereg/real.yaml announces, and what a result depends on.
+"""The common settings of all jobs of benchmarks/real.py, the announced arms, and what a result depends on.
 
 The hash of a plan's content is part of every job's key. Results of 2026-11-28 must stay readable, so the content has the shape
 that it had then (`as_of.json`): a setting that is newer counts only where it is not at its default, and what was forgotten then

@@ -1,4 +1,4 @@
-"""What may be done about the errors without training: a rule in the system prompt, names held to the list, a tool renamed.
+"""Reduce the errors without training: a rule in the system prompt, tool names limited to the list, a renamed tool.
 
 Each is the same model on the same tasks at the same sampling. What the environment is told and what the checker reads is the
 errand as it is; only what the model reads (`rule`, `renamed_tool`) or may say (`constrained_names`) differs.

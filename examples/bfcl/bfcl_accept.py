@@ -1,4 +1,4 @@
-"""When a warmed-up student is taken: bounds that were written down before the first try."""
+"""Decide whether a warmed-up student is accepted, within bounds that were written down before the first try."""
 
 from __future__ import annotations
 

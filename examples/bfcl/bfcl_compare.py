@@ -1,4 +1,4 @@
-"""Whether calls are the right ones of a single-turn task: this toolkit's own comparison, held against the package's by a test.
+"""Compare calls with the right ones of a single-turn task. A test checks this comparison against the package's.
 
 It agrees with bfcl-eval's on what is allowed: strings are compared without case, white space and `,./-_*^`; integers pass for
 floats; a value of the possible answers' own type passes for a variable; an empty list counts as left out. Where the package's raises

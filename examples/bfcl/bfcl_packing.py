@@ -1,4 +1,4 @@
-"""Training on sheets: the system prompt of a sheet is read once, and each of its rows attends to it and to itself alone.
+"""Train on sheets: the system prompt of a sheet is read once, and each of its rows attends only to it and to itself.
 
 What a row's answer tokens are given is what they would be given in a sequence of the row's own (a test holds this), for about half
 of the tokens.
@@ -32,7 +32,7 @@ class Packed:
     targets: torch.Tensor
     """int64 [B S]: the token that comes next, where it is one of an answer; else -100."""
     weights: torch.Tensor
-    """float32 [B S]: weight of each target, summing to the square root of its answer's length within a row."""
+    """float32 [B S]: weight of each target."""
 
 
 def encoded(renderer: Renderer, sheet: Sheet, end: int) -> tuple[list[int], list[tuple[list[int], list[int]]]]:
@@ -57,8 +57,24 @@ def length(renderer: Renderer, said: Sequence[Message]) -> int:
     return len(renderer.encode(renderer.render(tuple(said), (), header=True)))
 
 
-def pack(parts: Sequence[tuple[list[int], list[tuple[list[int], list[int]]]]], pad: int) -> Packed:
-    """Put encoded sheets side by side, padded to the longest."""
+def answer_weights(tokens: int, decision: float | None) -> torch.Tensor:
+    """Weights of an answer's tokens [tokens], float32.
+
+    Args:
+        decision: share of the answer's weight, 1 in all, that its first token has, which says whether a call comes; None: all tokens
+            alike, the square root of their number in all.
+    """
+    if decision is None or tokens == 1:
+        return torch.full((tokens,), tokens**-0.5)
+    weights = torch.full((tokens,), (1 - decision) / (tokens - 1))
+    weights[0] = decision
+    return weights
+
+
+def pack(
+    parts: Sequence[tuple[list[int], list[tuple[list[int], list[int]]]]], pad: int, decision: float | None = None
+) -> Packed:
+    """Put encoded sheets side by side, padded to the longest; `decision` as in `answer_weights`."""
     size = max(len(trunk) + sum(len(a) + len(b) for a, b in rows) for trunk, rows in parts)
     shape = (len(parts), size)
     ids, positions = torch.full(shape, pad), torch.zeros(shape, dtype=torch.long)
@@ -75,7 +91,7 @@ def pack(parts: Sequence[tuple[list[int], list[tuple[list[int], list[int]]]]], p
             segments[b, at:end] = n
             first = at + len(read) - 1
             targets[b, first : end - 1] = torch.tensor(answer)
-            weights[b, first : end - 1] = len(answer) ** -0.5
+            weights[b, first : end - 1] = answer_weights(len(answer), decision)
             at = end
     return Packed(ids, positions, segments, targets, weights)
 

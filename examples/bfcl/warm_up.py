@@ -1,4 +1,4 @@
-"""Warm a small model up on BFCL's training part, and say whether it is a student that errs and that a hint reaches.
+"""Warm a small model up on BFCL's training split, and say whether it makes errors and follows hints.
 
     python examples/bfcl/warm_up.py a [--model build/smollm2] [--out build/bfcl]      # trains, measures on validation, keeps the try
     python examples/bfcl/warm_up.py --docs                                            # writes the table of tries into docs/bfcl.md
@@ -66,6 +66,13 @@ class Recipe:
     """Sheets of a step."""
     learning_rate: float
     why: str
+    decision: float | None = None
+    """See `bfcl_packing.answer_weights`."""
+
+    @property
+    def content(self) -> str:
+        """What the weights depend on: everything but the words about it."""
+        return json.dumps({k: v for k, v in asdict(self).items() if k != "why" and v is not None}, sort_keys=True)
 
 
 RECIPES = {
@@ -74,8 +81,19 @@ RECIPES = {
         steps=75,
         sheets=4,
         learning_rate=8e-4,
-        why="one run on rows of which a third, as drawn, have a hint or a placebo, calls and refusals alike, "
-        "two thirds of the foreign requests hard",
+        why="one run. A third of the drawn rows have a hint or a placebo, for calls and refusals alike; two thirds of the foreign "
+        "requests are hard",
+    ),
+    "b": Recipe(
+        Mix(no_call=0.2),
+        steps=100,
+        sheets=4,
+        learning_rate=8e-4,
+        why="after try a the student refuses every request: the first token of a refusal has probability .8 for any request. A "
+        "refusal is short, so in try a its first token had three times the weight of a call's, and 46 % of the rows were "
+        "refusals. In try b half of every row's weight is on the first token, which says whether a call comes; there are fewer "
+        "refusals, and a third more steps",
+        decision=0.5,
     ),
 }
 
@@ -112,7 +130,7 @@ class Training:
         self.done, self.seconds, self.log = 0, 0.0, list[dict[str, Any]]()
         if self.path.is_file():
             kept = torch.load(self.path, weights_only=True)
-            if kept["recipe"] != json.dumps(asdict(recipe), sort_keys=True):
+            if kept["recipe"] != recipe.content:
                 raise SystemExit(f"{self.path} is of another recipe; remove it or name another --out")
             set_peft_model_state_dict(self.model, kept["adapter"])
             self.optimiser.load_state_dict(kept["optimiser"])
@@ -125,7 +143,7 @@ class Training:
         with writing_aside(self.path) as aside:
             torch.save(
                 {
-                    "recipe": json.dumps(asdict(self.recipe), sort_keys=True),
+                    "recipe": self.recipe.content,
                     "adapter": get_peft_model_state_dict(self.model),
                     "optimiser": self.optimiser.state_dict(),
                     "done": self.done,
@@ -145,7 +163,7 @@ class Training:
         end = renderer.tokenizer.eos_token_id
         rows, total, tokens = [r for s in sheets for r in s.rows], 0.0, 0
         for sheet in sheets:  # one by one: nothing is padded
-            packed = pack([encoded(renderer, sheet, end)], end)
+            packed = pack([encoded(renderer, sheet, end)], end, recipe.decision)
             value = loss(causal.model, causal.lm_head, packed) * (len(sheet.rows) / len(rows))
             value.backward()
             total, tokens = total + value.item(), tokens + packed.ids.numel()

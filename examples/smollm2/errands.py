@@ -1,4 +1,4 @@
-"""Errands: one to three look-ups in a city, one call a step. What an untouched SmolLM2-135M-Instruct gets wrong by itself.
+"""Errands: one to three look-ups in a city, one call a step. An untrained SmolLM2-135M-Instruct makes errors on them by itself.
 
 The system prompt lists tools as text (`find_bank(city)`), two finished errands show how a call looks, then comes the
 request: "I need a bank, a park and a school in Oslo." Every listed thing is looked up once; the episode ends when all are
@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -112,10 +112,16 @@ BUSY = '{"error": "busy"}'
 NUDGE = "What about the {thing}?"
 """What the user says after a wasted step. The episode has failed by then; what follows shows how the student goes on."""
 SPLITS = {"train": 2000, "validation": 200, "test": 300, "unseen": 300, "near": 320, "clean": 320, "one": 60}
-SPLITS |= {"found": 200, "last": 200}
+SPLITS |= {"found": 200, "last": 200, "stop": 200}
 PAIRS = ("found", "last")
 """Splits of matched pairs: `found.7` and `last.7` are one errand on unseen nouns, of which all is found, or all but the last thing.
 The right step is a sentence in the one and a call in the other, so no habit gets both."""
+FORMS: dict[str, Callable[[dict[str, str]], dict[str, Any]]] = {
+    "nested": lambda found: {"status": "ok", "result": found},
+    "done": lambda found: {**found, "done": True},
+}
+"""How the one look-up of a task of the split `stop` gives all that was asked for. Both are forms of edit families that training may
+use (`MAKER_FAMILIES` of near_miss.py), and after both the untrained model mostly stops, which is right: for `train.hold.split`."""
 MIX = {"one": 4, "two": 2, "two_busy": 2, "three": 2, "three_busy": 1}
 """Weights of the kinds of task in train, validation, test and unseen: how many things, and whether one look-up is busy once."""
 
@@ -167,12 +173,17 @@ class Task:
         rng = random.Random(f"errands {'.'.join(['pair', *drawn]) if split in PAIRS else name}")
         held_out = split in ("test", "unseen", *PAIRS)
         things = rng.sample(UNSEEN if held_out and split != "test" else NOUNS, 3 + sum(SHOWN))
-        kind = {"near": rng.choice(("found", "two")), "clean": rng.choice(("one", "two")), "one": "one"}.get(
-            split
-        ) or rng.choices(list(MIX), list(MIX.values()))[0]
+        named = {
+            "near": rng.choice(("found", "two")),
+            "clean": rng.choice(("one", "two")),
+            "one": "one",
+            "stop": "stop",
+        }
+        kind = named.get(split) or rng.choices(list(MIX), list(MIX.values()))[0]
         if split in PAIRS:
             kind = split
-        asked = things[: {"one": 1, "three": 3}.get(kind.split("_")[0], 2)]
+        many = rng.choice((1, 2)) if kind == "stop" else {"one": 1, "three": 3}.get(kind.split("_")[0], 2)
+        asked = things[:many]
         city = rng.choice(TEST_CITIES if held_out else CITIES)
         phrasing = rng.choice(HELD_OUT if held_out else PHRASINGS)
         results = {t: f"{rng.choice('ABCDEFGH')}{rng.randint(10, 99)}" for t in things}
@@ -184,10 +195,13 @@ class Task:
             opening += _errand(PHRASINGS[0], things[first : first + count], SHOWN_CITY, results)
             first += count
         request = Message(role="user", content=phrasing.format(things=listing(asked), city=city))
-        given = {"found": len(asked), "last": len(asked) - 1}.get(kind, 0)
-        # a call and its answer for each thing that is found
-        opening += _errand(phrasing, asked, city, results)[: 1 + 2 * given] if given else [request]
+        given = {"found": len(asked), "last": len(asked) - 1, "stop": len(asked)}.get(kind, 0)
+        # a call and its answer for each thing that is found; of a task of `stop`, for the first, whose answer has all
+        calls = 1 if kind == "stop" else given
+        opening += _errand(phrasing, asked, city, results)[: 1 + 2 * calls] if given else [request]
         busy = rng.choice(asked) if kind.endswith("_busy") else None
+        if kind == "stop":
+            opening[-1] = _observed(**FORMS[rng.choice(list(FORMS))]({t: results[t] for t in asked}))
         return cls(kind, tuple(asked), city, busy, given, tuple(tools), tuple(opening), results)
 
 
@@ -263,7 +277,7 @@ class ErrandsEnvironment:
         return [_observed(**{thing: task.results[thing]})]
 
 
-def _observed(**content: str) -> Message:
+def _observed(**content: Any) -> Message:
     return Message(role="tool", content=json.dumps(content))
 
 
@@ -295,6 +309,9 @@ class Errands:
 
 _NUDGED = re.compile(re.escape(NUDGE).replace(r"\{thing\}", r"\w+"))
 _REQUEST = re.compile(r"(?:I need|Find|I want|Look for) (a \w+(?:(?:, | and )a \w+)*) in (\w+)\.")
+_THINGS = r"([Tt]he \w+(?:(?:, | and )the \w+)*)"
+_SPARED = re.compile(rf" {_THINGS} (?:is|are) not needed\.| I have {_THINGS}\.")
+"""What a request may say behind its first sentence: which of the things need not be looked up."""
 
 
 def check(trace: Trace) -> list[Finding]:
@@ -328,6 +345,15 @@ def _finding(step: int, error_class: str, message: Message, facts: dict[str, Any
     return Finding(step=step, error_class=error_class, facts=facts, caused_by=root, critic="checker", **quote)
 
 
+def _names(value: Any) -> Iterator[str]:
+    """Names of all fields in a JSON value that say something, however deep."""
+    fields = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, held in fields:
+        if held not in (None, "", [], {}):
+            yield str(name)
+            yield from _names(held)
+
+
 class _Progress:
     """How far an errand has come, read message by message."""
 
@@ -338,10 +364,11 @@ class _Progress:
 
     def request(self, text: str) -> None:
         """A new errand begins."""
-        match = _REQUEST.fullmatch(text)
-        if match is None:
+        match = _REQUEST.match(text)
+        if match is None or _SPARED.sub("", text[match.end() :]):
             raise ValueError(f"no request of Errands: {text!r}")
-        self.asked, self.city = re.findall(r"a (\w+)", match[1]), match[2]
+        spared = re.findall(r"[Tt]he (\w+)", text[match.end() :])
+        self.asked, self.city = [t for t in re.findall(r"a (\w+)", match[1]) if t not in spared], match[2]
         self.found, self.last, self.busy = [], None, False
 
     def did(self, what: tuple[str, str] | str | None) -> None:
@@ -352,9 +379,11 @@ class _Progress:
     def observed(self, text: str) -> None:
         """A tool's answer to the last call."""
         self.busy = text == BUSY
-        for thing in self.missing:
-            if f'{{"{thing}": ' in text:
-                self.found.append(thing)
+        try:
+            held = set(_names(json.loads(text)))
+        except ValueError:
+            return  # words that are no result
+        self.found += [thing for thing in self.missing if thing in held]
 
     @property
     def missing(self) -> list[str]:
@@ -362,11 +391,13 @@ class _Progress:
         return [t for t in self.asked if t not in self.found]
 
     def facts(self) -> dict[str, Any]:
-        """What hint templates may use: `expected` (what is missing), `right` (its tool), `tool` and `error` of a failed call."""
+        """What hint templates may use: `expected` (what is missing first), `right` (its tool), `missing` (all of it), `tool` and
+        `error` of a failed call."""
         thing = self.last[0].removeprefix("find_") if self.busy and self.last else next(iter(self.missing), None)
         facts: dict[str, Any] = {"city": self.city}
         if thing:
             facts |= {"thing": thing, "right": f"find_{thing}", "expected": f"a {thing} in {self.city}"}
+            facts["missing"] = self.missing
         return facts | ({"tool": self.last[0], "error": "busy"} if self.busy and self.last else {})
 
     def error(self, what: tuple[str, str] | str | None) -> tuple[str, dict[str, Any]] | None:

@@ -1,4 +1,4 @@
-"""The real model's contrast suite: errands that differ by one edit, on one side of which a habit is wrong, on the other right.
+"""The real model's contrast suite: pairs of errands that differ by one edit; a habit is wrong in one and right in the other.
 
     python examples/smollm2/near_miss.py MODEL                          # the table
     python examples/smollm2/near_miss.py MODEL --families test --n 12 --json
@@ -22,7 +22,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE))
 
-from errands import BUSY, UNSEEN, Errands, Task, check, listing, schema, spoken  # noqa: E402
+from errands import BUSY, FORMS, UNSEEN, Errands, Task, check, listing, schema, spoken  # noqa: E402
 
 from hintdistill.core.types import Finding, Message, Trace  # noqa: E402
 from hintdistill.rollouts.environment import Reply, Start  # noqa: E402
@@ -152,16 +152,12 @@ def _afterwards(words: str) -> Callable[[Scene], Mapping[str, Any]]:
     return lambda s: {"after": words.format(thing=s.first)}
 
 
-def _nested(found: dict[str, str]) -> Any:
-    return {"status": "ok", "result": found}
-
-
 _STOP = ("stop", "after", 'the user says "Stop now."', _afterwards("Stop now."))
 _Row = tuple[str, str, str, Callable[[Scene], Mapping[str, Any]]]
 _ROWS: Mapping[str, Sequence[_Row]] = {
     "stopped_early": (
-        ("nested", "observation", "both results, one level down", _both(_nested)),
-        ("done", "observation", "both results, and `done`", _both(lambda r: {**r, "done": True})),
+        ("nested", "observation", "both results, one level down", _both(FORMS["nested"])),
+        ("done", "observation", "both results, and `done`", _both(FORMS["done"])),
         ("list", "observation", "both results, in a list", _both(lambda r: [{k: v} for k, v in r.items()])),
         _STOP,
     ),
@@ -171,8 +167,8 @@ _ROWS: Mapping[str, Sequence[_Row]] = {
         ("more", "after", 'the user says "I need another bank."', _afterwards("I need another {thing}.")),
     ),
     "ignored_error": (
-        ("nested", "observation", "the result, one level down", _found(_nested)),
-        ("done", "observation", "the result, and `done`", _found(lambda r: {**r, "done": True})),
+        ("nested", "observation", "the result, one level down", _found(FORMS["nested"])),
+        ("done", "observation", "the result, and `done`", _found(FORMS["done"])),
         ("found", "observation", "the result, under `found`", _found(lambda r: {"found": r})),
         ("error_no", "observation", 'the result, then "error": "no"', _found(lambda r: {**r, "error": "no"})),
         _STOP,
@@ -186,7 +182,7 @@ MAKER_FAMILIES = (
     "ignored_error.nested",
     "ignored_error.done",
 )
-"""Families of which a training method may make its own examples."""
+"""Families of which a training method may make its own examples: edits of twins, and hold traces of the split `stop`."""
 TEST_FAMILIES = tuple(f for f in EDITS if f not in MAKER_FAMILIES)
 """Families for testing: no maker of twins has edits of these kinds. The headline is read here."""
 

@@ -1,4 +1,4 @@
-"""The policy behind the student's training corpus: right actions, four bad habits at fixed rates, hints heeded.
+"""The policy behind the student's training corpus: right actions, four bad habits at fixed rates; it follows hints.
 
 The student learns from these episodes alone. A relevant hint in context always prevents the habit it speaks of; any
 other hint (generic, another task's, another habit's, shuffled words) leaves the habit at its rate. Relevant and

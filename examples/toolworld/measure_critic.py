@@ -1,4 +1,4 @@
-"""What the tiny critic can and cannot do: measurements for its card. Run by `build_critic.py measure`; about three minutes.
+"""Measure what the tiny critic can and cannot do, for its card. Run by `build_critic.py measure`; about three minutes.
 
 Labels are the world's own checker's. Held-out demonstrations use names that neither corpus has; the student's own traces are
 the shipped ones, none of which the critic was trained on.

@@ -1,4 +1,4 @@
-"""Toolworld's contrast suite: pairs of tasks that differ by one edit, on one side of which a behaviour is wrong, on the other right.
+"""Toolworld's contrast suite: pairs of tasks that differ by one edit; a behaviour is wrong in one and right in the other.
 
     python examples/toolworld/near_miss.py STUDENT                        # the table; about a minute on one core
     python examples/toolworld/near_miss.py STUDENT --families test --json

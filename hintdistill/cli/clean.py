@@ -1,4 +1,4 @@
-"""`hintdistill clean`: delete what of a run folder is not needed any more."""
+"""`hintdistill clean`: delete the files of a run folder that are no longer needed."""
 
 from __future__ import annotations
 
@@ -32,4 +32,4 @@ def clean(
     for item in items:
         say(f"{item.bytes / 1e6:9.1f} MB  {item.path}" + (f"  ({item.loses})" if item.loses else ""))
     total = sum(i.bytes for i in items)
-    say(f"{total / 1e6:9.1f} MB  would be free" if dry_run else f"{freed / 1e6:9.1f} MB  free")
+    say(f"{total / 1e6:9.1f} MB  would be freed" if dry_run else f"{freed / 1e6:9.1f} MB  freed")

@@ -1,4 +1,4 @@
-"""The command `compare-recipes`: parse, call, print; no logic."""
+"""The command `compare-recipes`. It parses, calls and prints; it contains no logic."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ def compare_recipes(
     as_json: Json = False,
     trust: Trust = False,
 ) -> None:
-    """Which method suits these traces? Trains a student per recipe on equally many rows and steps, and reads each."""
+    """Compare recipes on your traces: train one student per recipe on equally many rows and steps, and evaluate
+    each."""
     from rich.console import Console as RichConsole
 
     from hintdistill.config.file import load_as, load_config

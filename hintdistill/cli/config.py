@@ -1,4 +1,4 @@
-"""`hintdistill config`: what can be set."""
+"""`hintdistill config`: describe the configuration keys."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import typer
 
 from hintdistill.cli.look import print_json
 
-config_app = typer.Typer(no_args_is_help=True, help="Describe what a config can set.")
+config_app = typer.Typer(no_args_is_help=True, help="Describe the configuration keys.")
 
 
 @config_app.callback()
 def _config() -> None:
-    """Describe what a config can set."""
+    """Describe the configuration keys."""
 
 
 @config_app.command()

@@ -15,7 +15,7 @@ from hintdistill.core.errors import ConfigError
 from hintdistill.core.package_data import data_root
 
 configs_app = typer.Typer(help="List, show and copy the shipped configurations.", no_args_is_help=True)
-Name = Annotated[str, typer.Argument(metavar="NAME", help="Its name, as `configs list` prints it.", show_default=False)]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name as printed by `configs list`.", show_default=False)]
 _RELATIVE = re.compile(r"\.\./[^\s,\]:#]+")
 
 
@@ -27,7 +27,7 @@ def shipped() -> dict[str, Path]:
 def _file(name: str) -> Path:
     found = shipped()
     if name.removesuffix(".yaml") not in found:
-        raise ConfigError(f"no shipped config {name!r}", hint=f"there are: {', '.join(found)}")
+        raise ConfigError(f"no shipped config {name!r}", hint=f"available: {', '.join(found)}")
     return found[name.removesuffix(".yaml")]
 
 
@@ -66,7 +66,7 @@ def configs_copy(
     """Copy a shipped configuration to edit. Paths that are relative to the original become absolute."""
     source = _file(name)
     if to.exists():
-        raise ConfigError(f"{to} is there already", hint="choose another name; nothing was written")
+        raise ConfigError(f"{to} already exists", hint="choose another name; nothing was written")
     missing: list[str] = []
 
     def absolute(found: re.Match[str]) -> str:
@@ -82,5 +82,9 @@ def configs_copy(
     to.write_text(text, encoding="utf-8")
     print(to)
     if missing:
-        say(f"not in this installation, to be set in the copy: {', '.join(dict.fromkeys(missing))}", error=True)
+        say(
+            "set these paths in the copy, because this installation lacks their files: "
+            f"{', '.join(dict.fromkeys(missing))}",
+            error=True,
+        )
     print(f"next: hintdistill run {shlex.quote(str(to))} --dry-run")

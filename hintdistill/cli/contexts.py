@@ -1,4 +1,6 @@
-"""The command group of contexts: what teacher views read. Parse, call, print; no logic."""
+"""The `contexts` command group, about the texts that teacher views read. It parses, calls and prints; it contains no
+logic.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +12,12 @@ import typer
 from hintdistill.cli.look import print_json, say
 from hintdistill.cli.options import Json, Overrides
 
-contexts_app = typer.Typer(help="List the context makers and show what they make.", no_args_is_help=True)
+contexts_app = typer.Typer(help="List the context makers and show the contexts they make.", no_args_is_help=True)
 
 
 @contexts_app.command("list")
 def contexts_list(as_json: Json = False) -> None:
-    """Every context maker: name, and what it is made of."""
+    """List every context maker with its name and its sources."""
     from hintdistill.core.extensions import HINT_SOURCES
 
     rows = [{"name": s.name, "reads": s.reads, "placements": list(s.placements)} for s in HINT_SOURCES.entries()]
@@ -35,7 +37,8 @@ def contexts_render(
     most: Annotated[int, typer.Option(min=1, help="At most so many steps.")] = 3,
     as_json: Json = False,
 ) -> None:
-    """What the teacher's views would read above each step, made and spliced as in a run; writes nothing."""
+    """Print the text that the teacher's views would read above each step, made and spliced as in a run. Nothing is
+    written."""
     from dataclasses import asdict
 
     from hintdistill.config.file import load_config

@@ -1,4 +1,6 @@
-"""The commands that say what a run's hints do: `controls` and `preflight`. Parse, call, print; no logic."""
+"""The commands that measure the effect of a run's hints: `controls` and `preflight`. They parse, call and print; they
+contain no logic.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ def controls(
     as_json: Json = False,
     trust: Trust = False,
 ) -> None:
-    """Measure whether the effect is the hint's: train on placebos, wrong hints and other controls of a run's own traces."""
+    """Measure whether the effect is due to the hint: train on placebos, wrong hints and other controls made from the
+    run's own traces."""
     from rich.console import Console as RichConsole
 
     from hintdistill.config.file import load_as
@@ -52,7 +55,7 @@ def controls(
 
 
 def preflight(run: RunArg, as_json: Json = False) -> None:
-    """Predict from a run's rescored hints what training would repair, by error class."""
+    """Predict from a run's rescored hints which errors training would repair, by error class."""
     import dataclasses
 
     from hintdistill.pipeline.preflight import predict_run

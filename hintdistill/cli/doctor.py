@@ -1,4 +1,4 @@
-"""What is installed, what will not work, and how to fix it."""
+"""Checks of the installation: each finds one problem and says how to fix it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Status = Literal["ok", "warn", "fail"]
 
 @dataclass(frozen=True)
 class Check:
-    """One thing looked at."""
+    """Describe the result of one check."""
 
     name: str
     status: Status
@@ -32,7 +32,8 @@ class Check:
 
 
 def diagnose(model: str | None = None, *, trust_remote_code: bool = False) -> list[Check]:
-    """Return every check; those of a model folder come first, whose own code runs only with `trust_remote_code`."""
+    """Return every check. The checks of a model folder come first; code in that folder runs only with
+    `trust_remote_code`."""
     checks = [_python(), *(_package(*p) for p in PACKAGES), _device(), _prompts(), _vllm(), _trackers()]
     with in_use(None, model_code=trust_remote_code):
         return ([*_model(model), *_weights(model)] if model else []) + checks
@@ -42,7 +43,7 @@ PACKAGES = (
     ("torch", "2.9", "pip install 'torch>=2.9'"),
     ("transformers", "5.0", "pip install 'transformers>=5'"),
     ("accelerate", "1.3", "pip install accelerate"),
-    ("peft", "0.18", "pip install peft; only train.lora needs it"),
+    ("peft", "0.18", "pip install peft; needed only for train.lora"),
     ("pyarrow", "17", "pip install pyarrow"),
 )
 
@@ -85,17 +86,15 @@ def _prompts() -> Check:
     except HintdistillError as error:
         return Check("prompts", "fail", error.message)
     if not library.names():
-        return Check(
-            "prompts", "fail", f"no prompts under {data_root()}", "the installation is incomplete; install again"
-        )
+        return Check("prompts", "fail", f"no prompts under {data_root()}", "the installation is incomplete; reinstall")
     detail = "; ".join(problems) if problems else f"{len(library.names())} prompts"
     return Check("prompts", "fail" if problems else "ok", detail)
 
 
 def _vllm() -> Check:
     served = (
-        f"a server has to be started with --max-logprobs {RescoreSection().top_k} (rescore.top_k) to rescore through it; over HTTP "
-        "its prefix cache is not read, so every view is read in full"
+        f"to rescore through a server, start it with --max-logprobs {RescoreSection().top_k} (rescore.top_k); "
+        "over HTTP its prefix cache cannot be used, so every view is read in full"
     )
     try:
         version = importlib.metadata.version("vllm")
@@ -107,9 +106,9 @@ def _vllm() -> Check:
                 "vllm",
                 "warn",
                 f"not installed here; {served}",
-                "not needed: the LLM critic and the server engine talk to any OpenAI-compatible server",
+                "not needed: the LLM critic and the server engine work with any OpenAI-compatible server",
             )
-    return Check("vllm", "ok", f"{version}; in process its prefix cache is read; {served}")
+    return Check("vllm", "ok", f"{version}; the prefix cache is used in process; {served}")
 
 
 def _trackers() -> Check:
@@ -117,12 +116,12 @@ def _trackers() -> Check:
 
     found = {t: installed(t) for t in TRACKERS}
     detail = ", ".join(f"{t} {v}" if v else f"{t} not installed" for t, v in found.items())
-    fix = "" if all(found.values()) else "pip install 'hintdistill[trackers]'; only train.trackers needs them"
+    fix = "" if all(found.values()) else "pip install 'hintdistill[trackers]'; needed only for train.trackers"
     return Check("trackers", "warn" if fix else "ok", detail, fix)
 
 
 def _weights(name: str) -> list[Check]:
-    """Return whether the weights are whole and finite: they are loaded, if there is memory for them."""
+    """Check that the weights are complete and finite by loading them, if there is enough memory."""
     from hintdistill.core.machine import room
     from hintdistill.core.model_shape import ModelShape
     from hintdistill.core.models import resolve_model
@@ -131,8 +130,8 @@ def _weights(name: str) -> list[Check]:
         folder = resolve_model(name)
         needed, free = ModelShape.of(folder).parameters * 2, room("cpu").available
         if needed * 2 > free:
-            said = f"not looked at: they need {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free"
-            return [Check("weights", "warn", said, "a run looks at them when it loads them")]
+            said = f"not checked: they need {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free"
+            return [Check("weights", "warn", said, "a run checks them when it loads them")]
         import torch
 
         from hintdistill.engines.weights import load_model
@@ -140,7 +139,7 @@ def _weights(name: str) -> list[Check]:
         model = load_model(folder, torch.bfloat16, torch.device("cpu"))
     except HintdistillError as error:
         return [Check("weights", "fail", error.message, error.hint)]
-    return [Check("weights", "ok", f"{sum(p.numel() for p in model.parameters()) / 1e6:,.1f} M, whole and finite")]
+    return [Check("weights", "ok", f"{sum(p.numel() for p in model.parameters()) / 1e6:,.1f} M, complete and finite")]
 
 
 def _model(name: str) -> list[Check]:
@@ -155,20 +154,24 @@ def _model(name: str) -> list[Check]:
 
 
 def template_checks(renderer: Renderer) -> list[Check]:
-    """Return what a template does: first what the student will not see, then its arguments, and the roles that a hint
-    can have."""
+    """Check a chat template: first the parts of a trace that the student will not see, then tool arguments, then the
+    roles that a hint can have."""
     from hintdistill.core.types import Message
     from hintdistill.injection.template_probe import unseen
 
     hidden = unseen(renderer)
-    fix = "the student is trained on contexts without it; another chat template is run.template.file" if hidden else ""
-    seen = "a system prompt, a tool list, a call, its result and reasoning are all printed"
+    fix = (
+        "the student is trained on contexts without it; set run.template.file to another chat template"
+        if hidden
+        else ""
+    )
+    seen = "a system prompt, a tool list, a call, its result and reasoning are all rendered"
     checks = [Check("not seen by the student", "warn" if hidden else "ok", "; ".join(hidden) or seen, fix)]
     mode = renderer.arguments_mode
     fix = (
         ""
         if mode != "reserialised"
-        else "steps with tool calls are left out of training unless train.fidelity allows it"
+        else "steps with tool calls are excluded from training unless train.fidelity allows them"
     )
     checks.append(Check("tool arguments", "ok" if not fix else "warn", mode, fix))
     talk = (
@@ -184,6 +187,6 @@ def template_checks(renderer: Renderer) -> list[Check]:
                 raise HintdistillError("the template drops the message")
             checks.append(Check(f"hint as {role}", "ok", "accepted above a step"))
         except HintdistillError as error:
-            again = "the next placement of inject.placements is used"
+            again = "the next placement in inject.placements is used"
             checks.append(Check(f"hint as {role}", "warn", error.message, again))
     return checks

@@ -1,4 +1,6 @@
-"""What `doctor CONFIG` looks at: the student's template with its options, the servers and their keys, and the longest trace."""
+"""Checks of `doctor CONFIG`: the student's template with its options, the servers and their keys, and the longest
+trace.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def config_checks(config: RunConfig) -> list[Check]:
-    """Return every check of a configuration: first of all what the student will not see."""
+    """Return every check of a configuration, beginning with the parts of a trace that the student will not see."""
     from hintdistill.core.models import resolve_model
     from hintdistill.injection.rendering import Renderer
 
@@ -32,7 +34,7 @@ def config_checks(config: RunConfig) -> list[Check]:
 
 
 def _servers(config: RunConfig) -> Iterator[Check]:
-    """Yield one check for each server that the run would ask."""
+    """Yield one check for each server that the run would use."""
     llm, engine, serve = config.critic.llm, config.rescore.engine, config.rollout.sample.server
     for url in (llm.base_url, *llm.more_urls) if "llm" in config.critic.use and llm.backend == "server" else ():
         yield _server(
@@ -63,7 +65,7 @@ def _servers(config: RunConfig) -> Iterator[Check]:
 def _server(
     name: str, what: str, section: str, url: str, model: str | None, key_env: str, hosts: Iterable[str]
 ) -> Check:
-    """Return whether a server answers, and serves the model. No trace is sent."""
+    """Check that a server answers and serves the model. No trace is sent."""
     import json
 
     from hintdistill.core.http import HttpClient, Server
@@ -78,14 +80,16 @@ def _server(
     except HintdistillError as error:
         return Check(name, "fail", f"{error.message}; {key}", error.hint or f"see {section}")
     except (ValueError, KeyError, TypeError) as error:
-        return Check(name, "warn", f"{url} answers /models in another form ({error!r}); {key}", "see docs/critics.md")
+        return Check(
+            name, "warn", f"{url} answers /models in an unknown format ({error!r}); {key}", "see docs/critics.md"
+        )
     if model is not None and model not in served:
         return Check(name, "fail", f"{client.url} serves {', '.join(served)}, not {model}; {key}", f"{section}.model")
     return Check(name, "ok", f"{client.url} serves {model or ', '.join(served)}; {key}")
 
 
 def _lengths(config: RunConfig, folder: Path, renderer: Renderer) -> Iterator[Check]:
-    """Yield the longest trace against the contexts of the student and of the critic."""
+    """Compare the longest trace with the context lengths of the student and the critic."""
     from transformers import AutoConfig
 
     from hintdistill.core.types import Trace
@@ -103,7 +107,7 @@ def _lengths(config: RunConfig, folder: Path, renderer: Renderer) -> Iterator[Ch
                 step = renderer.step(trace, len(trace.step_indices) - 1)
                 tokens = len(step.context_ids) + len(step.step_ids)
             except TemplateError as error:
-                yield Check("a trace", "warn", error.message, error.hint or "its findings are left out")
+                yield Check("a trace", "warn", error.message, error.hint or "its findings are excluded")
                 continue
             if tokens > longest:
                 longest, whose = tokens, trace.id
@@ -120,5 +124,5 @@ def _lengths(config: RunConfig, folder: Path, renderer: Renderer) -> Iterator[Ch
     short = {k: v for k, v in bounds.items() if v is not None and v < longest}
     said = f"longest of {count} traces: {longest} tokens ({whose})"
     said += "".join(f"; {k} takes {v}" for k, v in bounds.items() if v is not None)
-    fix = "steps beyond the student's context fail; the critic reads longer traces in windows" if short else ""
+    fix = "steps that exceed the student's context fail; the critic reads longer traces in windows" if short else ""
     yield Check("context length", "warn" if short else "ok", said, fix)

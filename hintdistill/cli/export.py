@@ -1,4 +1,6 @@
-"""`hintdistill export`: a run's targets for another trainer. Parse, call, print; no logic."""
+"""`hintdistill export`: write a run's targets for another trainer. It parses, calls and prints; it contains no
+logic.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,7 @@ def export(
     as_json: Json = False,
     trust: Trust = False,
 ) -> None:
-    """Write a run's targets for another trainer, with a data card that says what the format loses."""
+    """Write a run's targets for another trainer, with a data card that says what information the format loses."""
     from hintdistill.bridges.export import ExportSettings, export
 
     settings = ExportSettings.parse(overrides or [])

@@ -1,4 +1,4 @@
-"""The help as a guide: commands in the order of work, under headings, each with examples."""
+"""The help as a guide: commands in the order in which they are used, under headings, each with examples."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     "After a run": ("show", "preflight", "controls", "compare-recipes", "verify", "clean"),
     "For other programs": ("export", "push", "serve", "mcp"),
 }
-"""Heading → its commands, both in the order of work."""
+"""Heading → its commands; both are in the order of use."""
 
 EXAMPLES: dict[str, tuple[str, ...]] = {
     "demo": ("demo", "demo --dry-run", "demo traces.limit=100 run.dir=runs/first"),
@@ -95,20 +95,20 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "serve": ("serve ./student", "serve ./student --config mine/hintdistill.yaml --port 9000"),
     "mcp": ("mcp ./student",),
 }
-"""Command, without `hintdistill` → examples of it. A test parses each of them."""
+"""Command (without `hintdistill`) → its examples. A test parses each example."""
 
 
 class InOrder(TyperGroup):
-    """A group whose help lists its commands in the order of work."""
+    """List the commands of a group in the order of use in its help."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Return the commands of `ORDER`, then those it does not name."""
+        """Return the commands of `ORDER`, then all others."""
         known = [name for names in ORDER.values() for name in names]
         return sorted(super().list_commands(ctx), key=lambda n: known.index(n) if n in known else len(known))
 
 
 def arrange(app: typer.Typer) -> None:
-    """Put each command under its heading, and its examples below its help."""
+    """Put each command under its heading, and its examples below its help text."""
     headings = {name: heading for heading, names in ORDER.items() for name in names}
     for group in app.registered_groups:
         group.rich_help_panel = headings.get(str(group.name))
@@ -120,7 +120,7 @@ def arrange(app: typer.Typer) -> None:
 
 
 def _exemplify(info: Any, prefix: str) -> str:
-    """Give a command its examples; returns its name."""
+    """Add the examples to a command's help and return its name."""
     name = info.name or get_command_name(info.callback.__name__)
     lines = [f"hintdistill {example}" for example in EXAMPLES.get(prefix + name, ())]
     if lines:

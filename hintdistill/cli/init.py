@@ -1,4 +1,4 @@
-"""`hintdistill init`: a config for one's own traces and the prompts to edit."""
+"""`hintdistill init`: write a config for your own traces, and prompts to edit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hintdistill.core.package_data import data_root
 
 @dataclass(frozen=True)
 class Own:
-    """The values for a new config; a value of None is left for the user to fill in."""
+    """Hold the values for a new config; a value of None is left for the user to fill in."""
 
     model: str | None = None
     """A folder saved by save_pretrained, or a hub name."""
@@ -28,25 +28,25 @@ class Own:
     """A file, folder or glob, or hf://owner/name."""
     tools: Path | None = None
     critic: str = "rules"
-    """`rules`, the URL of a server, or the folder of a model that is run in process."""
+    """`rules`, the URL of a server, or the folder of a model that runs in this process."""
     critic_model: str | None = None
-    """Name by which a critic's server knows its model."""
+    """The model name that the critic's server uses."""
     send: bool = False
     """Whether traces may be sent to a server on another machine."""
 
 
 def write_scaffold(folder: Path, own: Own | None = None) -> list[Path]:
-    """Write hintdistill.yaml and prompts/ into `folder`; returns what was written.
+    """Write hintdistill.yaml and prompts/ into `folder`; return the files written.
 
     Raises:
-        ConfigError: something of that name is there already, the model's folder is none, a critic's server has no model's
-            name, or it is on another machine and nobody allowed to send traces there.
+        ConfigError: a file of that name already exists, the model's folder is not a model, or a critic's server lacks a
+            model name or is on another machine although sending traces was not allowed.
         InputError: there are no traces at the path.
     """
     config, prompts = folder / "hintdistill.yaml", folder / "prompts"
     for path in (config, prompts):
         if path.exists():
-            raise ConfigError(f"{path} is there already", hint="choose another folder; nothing was written")
+            raise ConfigError(f"{path} already exists", hint="choose another folder; nothing was written")
     text = (data_root() / "configs" / "own-traces.yaml").read_text(encoding="utf-8")
     text = _filled(text.replace("prompts: null", f"prompts: {prompts.name}"), own or Own())
     folder.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def write_scaffold(folder: Path, own: Own | None = None) -> list[Path]:
 
 
 def _filled(text: str, own: Own) -> str:
-    """Return the template with the user's model, traces and critic in it; each is checked first."""
+    """Return the template with the user's model, traces and critic filled in, after checking each of them."""
     from hintdistill.core.models import is_hub_name
     from hintdistill.traces.files import trace_files
 
@@ -64,7 +64,7 @@ def _filled(text: str, own: Own) -> str:
         local = Path(own.model).expanduser()
         if not local.is_dir() and not is_hub_name(own.model):
             raise ConfigError(
-                f"no model folder at {own.model}", hint="a folder saved by save_pretrained, or a hub name"
+                f"{own.model} is not a model folder", hint="give a folder saved by save_pretrained, or a hub name"
             )
         text = _put(text, "path/to/your/student", str(local.resolve()) if local.is_dir() else own.model)
     if own.traces is not None:
@@ -73,7 +73,7 @@ def _filled(text: str, own: Own) -> str:
         text = _put(text, "path/to/traces.jsonl", _absolute(own.traces))
     if own.tools is not None:
         if not own.tools.is_file():
-            raise ConfigError(f"no file of tool schemas at {own.tools}", hint="see docs/traces.md")
+            raise ConfigError(f"{own.tools} is not a file of tool schemas", hint="see docs/traces.md")
         text = _put(text.replace("  # tools: ", "  tools: "), "path/to/tools.json", str(own.tools.resolve()))
     critic = _critic(own)
     if critic is None:
@@ -85,7 +85,7 @@ def _filled(text: str, own: Own) -> str:
 
 
 def _put(text: str, place: str, value: str) -> str:
-    """Return the text with a value in a place; quoted as YAML, which reads JSON strings."""
+    """Return the text with a value filled in. The value is quoted as JSON, which is valid YAML."""
     assert place in text, place
     return text.replace(place, json.dumps(value, ensure_ascii=False))
 
@@ -95,39 +95,42 @@ def _absolute(path: str) -> str:
 
 
 def _critic(own: Own) -> str | None:
-    """Return the lines of `critic` for an LLM critic; None for the rules."""
+    """Return the lines of the `critic` section for an LLM critic; None for the rules."""
     if own.critic == "rules":
         return None
     parts = urlsplit(own.critic)
     if parts.scheme in ("http", "https"):
         if own.critic_model is None:
             raise ConfigError(
-                f"which model of {own.critic}?", hint="--critic-model NAME, as the server lists it under /models"
+                f"the server {own.critic} needs a model name",
+                hint="pass --critic-model NAME, as listed by the server under /models",
             )
         allowed = ""
         if is_outside(own.critic):
             if not own.send:
                 raise ConfigError(
                     f"the critic at {parts.hostname} is outside this machine",
-                    hint="traces may hold private data; --send-traces allows to send them there",
+                    hint="traces may contain private data; --send-traces allows sending them to that server",
                 )
             allowed = f"  allow_hosts: [{json.dumps(parts.hostname)}]\n"
         settings = {"base_url": own.critic, "model": own.critic_model}
     elif Path(own.critic).is_dir():
         allowed, settings = "", {"backend": "local", "model": str(Path(own.critic).resolve())}
     else:
-        raise ConfigError(f"no critic {own.critic!r}", hint="rules, the URL of a server, or the folder of a model")
+        raise ConfigError(
+            f"{own.critic!r} is not a critic", hint="give `rules`, the URL of a server, or the folder of a model"
+        )
     lines = [f"    {key}: {json.dumps(value, ensure_ascii=False)}\n" for key, value in settings.items()]
     return f"{allowed}  llm:\n{''.join(lines)}"
 
 
 def next_commands(config: Path) -> list[str]:
-    """Return the three commands that come after `init`, in order."""
+    """Return the three commands to run after `init`, in order."""
     name = shlex.quote(str(config))
     return [
-        f"hintdistill doctor {name}              # what will not work, and how to fix it",
-        f"hintdistill run {name} --dry-run       # what would be read and asked; nothing is written",
-        f"hintdistill run {name} --until rescore # what the hints would do; nothing is trained",
+        f"hintdistill doctor {name}              # finds problems and says how to fix them",
+        f"hintdistill run {name} --dry-run       # shows what would be read and asked; writes nothing",
+        f"hintdistill run {name} --until rescore # measures what the hints would do; trains nothing",
     ]
 
 

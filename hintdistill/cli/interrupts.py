@@ -1,4 +1,4 @@
-"""Ctrl-C, and the command that continues: what a run says when it ends before its end."""
+"""Handling of Ctrl-C: an interrupted run prints the command that continues it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from hintdistill.core.errors import ConfigError
 from hintdistill.core.threads import stop_all
 
 _working: tuple[Path, str] | None = None
-"""The run folder of this command, and the line that says how to continue it."""
+"""The run folder of this command, and the message that says how to continue it."""
 
 
 @contextmanager
 def works_in(folder: Path, line: str) -> Iterator[None]:
-    """While the command works in this run folder, an interruption says with `line` how to continue it."""
+    """Print `line`, which says how to continue, if the command is interrupted while it works in this run folder."""
     global _working
     _working = (folder, line)
     yield
@@ -29,10 +29,10 @@ def works_in(folder: Path, line: str) -> Iterator[None]:
 
 @contextmanager
 def continued_by(folder: Path, *words: str) -> Iterator[None]:
-    """While the command works in a run folder, whatever stops it says that `hintdistill` with these words continues it."""
+    """Say after any stop of the command that `hintdistill` with these words continues the run."""
     from hintdistill.pipeline.continuing import ends_as_ctrl_c
 
-    line = f"This continues it: {shlex.join(['hintdistill', *words])}"
+    line = f"Continue with: {shlex.join(['hintdistill', *words])}"
     with works_in(folder, line), ends_as_ctrl_c():
         try:
             yield
@@ -44,18 +44,18 @@ def continued_by(folder: Path, *words: str) -> Iterator[None]:
 
 
 def interrupted() -> str:
-    """Return the message after Ctrl-C, or after a signal to end."""
+    """Return the message to print after Ctrl-C or a termination signal."""
     if _working is None or not (_working[0] / "manifest.json").is_file():
         return "interrupted"
-    return f"interrupted; {_working[0]} keeps what is done. {_working[1]}"
+    return f"interrupted; finished work is kept in {_working[0]}. {_working[1]}"
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """The first Ctrl-C stops the work and cancels what is asked of servers; a second one leaves at once.
+    """Let the first Ctrl-C stop the work and cancel requests to servers, and the second one exit at once.
 
-    Whatever the second one cuts off is as safe as after a kill. Only the main thread of a process gets signals; elsewhere
-    nothing changes.
+    Exiting on the second signal is as safe as being killed. Only the main thread of a process receives signals; in
+    other threads nothing changes.
     """
     global _working
     _working = None

@@ -1,4 +1,6 @@
-"""The command groups that look at files and run nothing: prompts, traces, recipes. Parse, call, print; no logic."""
+"""The command groups that inspect files and run nothing: prompts, traces, recipes. They parse, call and print; they
+contain no logic.
+"""
 
 from __future__ import annotations
 
@@ -13,21 +15,21 @@ from hintdistill.cli.options import Json
 from hintdistill.reporting import printable
 
 prompts_app = typer.Typer(help="List, check and render the Jinja prompts.", no_args_is_help=True)
-traces_app = typer.Typer(help="Look into trace files.", no_args_is_help=True)
-recipes_app = typer.Typer(help="List the published objectives and show one of them.", no_args_is_help=True)
+traces_app = typer.Typer(help="Inspect trace files.", no_args_is_help=True)
+recipes_app = typer.Typer(help="List the published objectives, or show one of them.", no_args_is_help=True)
 
 
 def print_json(value: Any) -> None:
-    """One document on standard output."""
+    """Print one JSON document to standard output."""
     say(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False))
 
 
 def say(text: str, *, error: bool = False) -> None:
-    """A text that may hold a trace's words, on the terminal: control characters are shown and not obeyed."""
+    """Print a text that may contain words of a trace; control characters are shown, not executed."""
     print(printable(text), file=sys.stderr if error else sys.stdout)
 
 
-PromptFolder = Annotated[str | None, typer.Option("--prompts", help="Your prompt folder (critic.prompts).")]
+PromptFolder = Annotated[str | None, typer.Option("--prompts", help="Folder of your prompts (critic.prompts).")]
 
 
 @prompts_app.command("list")
@@ -46,7 +48,7 @@ def prompts_list(prompts: PromptFolder = None, as_json: Json = False) -> None:
 
 @prompts_app.command("check")
 def prompts_check(prompts: PromptFolder = None, as_json: Json = False) -> None:
-    """Lint every prompt: syntax and unknown variables, with file and line."""
+    """Lint every prompt: report syntax errors and unknown variables, with file and line."""
     from hintdistill.prompts import PromptLibrary
 
     library = PromptLibrary(prompts)
@@ -68,7 +70,7 @@ def prompts_eject(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write into.", show_default=False)],
     names: Annotated[list[str] | None, typer.Argument(help="Only these prompts.", show_default=False)] = None,
 ) -> None:
-    """Copy the shipped prompts to edit; name the folder in critic.prompts."""
+    """Copy the shipped prompts for editing; set critic.prompts to the new folder."""
     from hintdistill.prompts import eject
 
     for path in eject(folder, names or []):
@@ -104,11 +106,11 @@ TracePaths = Annotated[
     typer.Argument(metavar="PATH...", help="Files, folders, globs, zips, or hf://owner/name.", show_default=False),
 ]
 FormatOption = Annotated[
-    str, typer.Option("--format", help="Name of the format (docs/traces.md); recognised by default.")
+    str, typer.Option("--format", help="Name of the format (docs/traces.md); detected by default.")
 ]
-StudentRole = Annotated[str, typer.Option("--student-role", help="Role or speaker's name of the student.")]
+StudentRole = Annotated[str, typer.Option("--student-role", help="Role or speaker name of the student.")]
 TokenIds = Annotated[bool, typer.Option(help="Keep recorded token ids.")]
-ToolsFile = Annotated[Path | None, typer.Option("--tools", help="Tool schemas, for traces without any.")]
+ToolsFile = Annotated[Path | None, typer.Option("--tools", help="Tool schemas for traces that contain none.")]
 
 
 def _read_options(name: str, role: str, tools: Path | None, token_ids: bool = True) -> Any:
@@ -130,7 +132,8 @@ def traces_inspect(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Count what each file holds: traces, steps, tool calls, schemas, token ids, rewards, findings of the checks, failures."""
+    """Count the contents of each file: traces, steps, tool calls, schemas, token ids, rewards, findings of the checks,
+    failures."""
     from hintdistill.reporting import inspection
 
     found = inspection.inspect_files(paths, _read_options(format, student_role, tools), lost=lost)
@@ -160,7 +163,7 @@ def convert(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Convert traces of any format to the native one, and list what could not be read."""
+    """Convert traces of any format to the native format, and list the records that could not be read."""
     from hintdistill.reporting import inspection
     from hintdistill.traces.files import not_read
 
@@ -175,12 +178,12 @@ def convert(
         say(line, error=True)
     for failure in failures:
         say(f"{failure['source']}: {failure['reason']}: {failure['message']}", error=True)
-    print(f"{done.traces} traces, {len(failures)} records are not traces → {done.path}")
+    print(f"{done.traces} traces, {len(failures)} failed records → {done.path}")
 
 
 @recipes_app.command("list")
 def recipes_list(as_json: Json = False) -> None:
-    """List every recipe: name, verdict, class of its source, title, and what it needs beyond a hint and a student."""
+    """List every recipe: its name, verdict, class of its source, title, and needs beyond a hint and a student."""
     from hintdistill.recipes import load_recipe, recipe_names
     from hintdistill.recipes.describe import summary
 
@@ -197,7 +200,7 @@ def recipes_list(as_json: Json = False) -> None:
 def recipes_show(
     name: Annotated[str, typer.Argument(help="Recipe name or YAML file.", show_default=False)], as_json: Json = False
 ) -> None:
-    """Show one recipe: formula, source and its class, what is published and what is ours, needs, and every key."""
+    """Show one recipe: its formula, source and class of source, published and own parts, needs, and every key."""
     from hintdistill.recipes import describe, load_recipe
 
     recipe = load_recipe(name)

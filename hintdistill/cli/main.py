@@ -1,7 +1,7 @@
-"""The command line: parse, call, print. No logic, and no torch at import.
+"""The command line: parse, call, print. It contains no logic and does not import torch.
 
-Exit codes: 0 done, 1 a bug, 2 config or usage, 3 input, 4 empty funnel, 5 an outside service, 6 a tripwire,
-130 interrupted.
+Exit codes: 0 success, 1 bug, 2 configuration or usage error, 3 input error, 4 empty funnel, 5 external service error, 6
+tripwire, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -96,15 +96,17 @@ def report(
     as_json: Json = False,
     trust: Trust = False,
 ) -> None:
-    """Take the missing measurements and write the report of a run again; with two runs, compare their reports."""
+    """Take missing measurements and write a run's report again; with two runs, compare their reports."""
     if other is not None:
         if share or student is not None:
-            raise ConfigError("two runs are compared as they are", hint="without --share and --student")
+            raise ConfigError(
+                "a comparison of two runs cannot be changed by options", hint="leave out --share and --student"
+            )
         compare_runs(run, other, as_json)
         return
     if student is not None:
         if share:
-            raise ConfigError("--share applies only to the run's own report", hint="without --student")
+            raise ConfigError("--share applies only to the run's own report", hint="leave out --student")
         from hintdistill.pipeline.elsewhere import report_student
         from hintdistill.pipeline.progress import Console
 
@@ -127,7 +129,8 @@ def report(
 
 @app.command()
 def verify(run: RunArg, as_json: Json = False) -> None:
-    """Check that the bytes of a run folder are those that were written; damaged parts are moved to RUN/damaged."""
+    """Check that the files of a run folder are unchanged since they were written; damaged parts are moved to
+    RUN/damaged."""
     from hintdistill.pipeline.continuing import command
     from hintdistill.pipeline.verify import verify as check
 
@@ -137,8 +140,8 @@ def verify(run: RunArg, as_json: Json = False) -> None:
     else:
         for damage in found:
             say(str(damage))
-        said = f"{len(found)} damaged, now in {run / 'damaged'}; this makes them again: {command(run)}"
-        say(said if found else f"{run}: everything is as it was written")
+        said = f"{len(found)} damaged, now in {run / 'damaged'}; recreate them with: {command(run)}"
+        say(said if found else f"{run}: all files are unchanged since they were written")
     if found:
         raise typer.Exit(3)
 
@@ -160,7 +163,7 @@ def push(
     licence: Annotated[str | None, typer.Option(help="Licence of the targets, for the data card.")] = None,
     trust: Trust = False,
 ) -> None:
-    """Upload the student of a run, or its targets, to the Hugging Face hub, or to the one that HF_ENDPOINT names."""
+    """Upload the student of a run, or its targets, to the Hugging Face hub or to the hub that HF_ENDPOINT names."""
     from hintdistill.bridges.publish import push_targets, require_flags
 
     require_flags(targets, text_free)
@@ -191,7 +194,8 @@ def doctor(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Check what is installed and what will not work, and say how to fix it; with a config, begin with what the student will not see."""
+    """Check the installation for problems and say how to fix them; with a config, first list the parts of a trace that
+    the student will not see."""
     import dataclasses
 
     from hintdistill.cli.doctor import diagnose
@@ -211,10 +215,11 @@ def doctor(
 
 @app.command(hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def ablate() -> None:
-    """Say what replaced this command of an earlier release."""
+    """Name the replacement of this command, which an earlier release had."""
     raise ConfigError(
-        "`hintdistill ablate` is a benchmark now, run from a checkout of the repository",
-        hint="python -m benchmarks.ablation benchmarks/ablation/ablate.yaml; for your own run, hintdistill controls RUN",
+        "`hintdistill ablate` is now a benchmark that runs from a checkout of the repository",
+        hint="run python -m benchmarks.ablation benchmarks/ablation/ablate.yaml; for your own run, use "
+        "hintdistill controls RUN",
     )
 
 
@@ -222,7 +227,7 @@ arrange(app)
 
 
 def main() -> None:
-    """Entry point: turns declared errors into their message and exit code."""
+    """Run the command line and turn declared errors into messages and exit codes."""
     silence_libraries()
     with interruptible():
         _main()

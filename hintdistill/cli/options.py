@@ -1,4 +1,4 @@
-"""The options that several commands have: each is defined once, so that it means the same everywhere."""
+"""The options that several commands share: each is defined once, so that it means the same everywhere."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ RunArg = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.", show_
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only warnings, no progress.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use only the first N traces.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue an unfinished run; nothing finished is done again.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue an unfinished run; finished work is not repeated.")]
 DryRun = Annotated[
     bool,
     typer.Option(
         "--dry-run",
-        help="Say what would be done, in tokens, money and bytes; change nothing and ask no server.",
+        help="Estimate the work in tokens, money and bytes; change nothing and contact no server.",
     ),
 ]
 Trust = Annotated[
     bool,
     typer.Option(
-        "--trust", help="Let a run folder from elsewhere run the code that it names, download, and ask servers."
+        "--trust",
+        help="Allow a run folder from elsewhere to run the code it names, to download, and to contact servers.",
     ),
 ]

@@ -1,4 +1,4 @@
-"""The command that says what a run would take: `plan`. Parse, call, print; no logic."""
+"""The command `plan`, which estimates what a run would take. It parses, calls and prints; it contains no logic."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ def plan(
     as_json: Json = False,
     trust: Trust = False,
 ) -> None:
-    """Plan a run: tokens, peak memory and time of each stage, the longest trace that fits, and suitable settings. Writes nothing."""
+    """Plan a run: estimate tokens, peak memory and time of each stage, the longest trace that fits, and suitable
+    settings. Nothing is written."""
     from hintdistill.config.file import load_config
     from hintdistill.pipeline.progress import Console
     from hintdistill.planning.estimate import forecast
@@ -96,14 +97,17 @@ def _tail(found: Forecast) -> list[str]:
     if found.too_long:
         named = ", ".join(f"{name} ({n:,})" for name, n in found.too_long[:10])
         more = f" and {len(found.too_long) - 10} more" if len(found.too_long) > 10 else ""
-        lines.append(f"warning: {len(found.too_long)} traces are too long to train on as it is set: {named}{more}")
+        lines.append(
+            f"warning: {len(found.too_long)} traces are too long to train on with these settings: {named}{more}"
+        )
     if found.recommended is None:
-        lines.append("recommended: nothing fits; shorter traces, or more memory")
+        lines.append("recommended: nothing fits; use shorter traces or more memory")
     else:
         r = found.recommended
         lines.append("recommended: " + " ".join(f"{k}={v}" for k, v in r.settings.items()) + f"   ({r.why})")
         lines.append(
-            f"a micro-batch may hold {r.token_budget:,} tokens: packed by length, {r.batches:,} of up to {r.largest_batch} rows"
+            f"a micro-batch may have {r.token_budget:,} tokens: packed by length, {r.batches:,} batches of up to "
+            f"{r.largest_batch} rows"
         )
     if found.shards:
         from hintdistill.planning.shards import shard_lines

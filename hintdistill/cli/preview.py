@@ -1,4 +1,4 @@
-"""`hintdistill prompts render`: what a prompt becomes for one trace."""
+"""`hintdistill prompts render`: show a prompt as rendered for one trace."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _NOT_ASKED = ("record.jinja", "repair.jinja", "revise.jinja")
 
 
 class _Nobody:
-    """A backend that is only there to be counted with."""
+    """A backend that only counts tokens and never answers."""
 
     key, together, context_tokens = "preview", False, None
 
     def complete(self, requests: Sequence[Request]) -> list[Reply | HintdistillError]:
-        """See `Backend.complete`; nothing is ever asked."""
-        raise AssertionError("a preview asks nothing")
+        """Implement `Backend.complete`; always raise, because nothing is asked."""
+        raise AssertionError("a preview asks no model")
 
     def count(self, text: str) -> int:
-        """See `Backend.count`."""
+        """Implement `Backend.count`."""
         return by_bytes(text)
 
 
@@ -38,16 +38,18 @@ def preview(name: str, traces: Path | None, trace_id: str | None, tools: Path | 
     """Return the rendered texts: one for a critic or placebo prompt, one per matching finding for a hint.
 
     Args:
-        name: a prompt's name, or the path of its file; its folder is then the one searched first.
-        traces: a file with traces; without it `trace_id` is the path of such a file, and its first trace is taken.
+        name: a prompt's name, or the path of its file; the file's folder is then searched first.
+        traces: a file with traces; without it `trace_id` is the path of such a file, and its first trace is used.
 
     Raises:
-        InputError: no such trace, or no finding of the hint's class in it.
+        InputError: the trace does not exist, or it has no finding of the hint's class.
         PromptError: the prompt cannot be rendered.
     """
     if traces is None:
         if trace_id is None:
-            raise InputError("no trace to render for", hint="--trace FILE, or --traces FILE and --trace ID")
+            raise InputError(
+                "no trace given to render the prompt for", hint="use --trace FILE, or --traces FILE with --trace ID"
+            )
         traces, trace_id = Path(trace_id), None
     if folder is None and Path(name).is_file():
         folder, name = str(Path(name).resolve().parents[1]), "/".join(Path(name).resolve().parts[-2:])
@@ -58,7 +60,8 @@ def preview(name: str, traces: Path | None, trace_id: str | None, tools: Path | 
     if kind == "critic":
         if file in _NOT_ASKED:
             raise InputError(
-                f"{name} is part of other prompts", hint="render critic/all_at_once.jinja to see it in place"
+                f"{name} can only be included in other prompts",
+                hint="render critic/all_at_once.jinja to see it in place",
             )
         twins = name == TWIN
         # what asks for an edit stands in front of the instructions, which are rendered with it
@@ -81,8 +84,8 @@ def preview(name: str, traces: Path | None, trace_id: str | None, tools: Path | 
             # some hints need no facts of a finding
             return [library.render(name, hint_facts(trace, Finding(step=0, error_class=error_class)))]
         raise InputError(
-            f"the deterministic checks find no {error_class} in trace {trace.id}, so the hint has no facts",
-            hint="name a trace that has one with --trace",
+            f"the deterministic checks find no {error_class} in trace {trace.id}, so there are no facts for the hint",
+            hint="use --trace to name a trace that has one",
         )
     return [library.render(name, hint_facts(trace, f)) for f in found]
 
@@ -94,4 +97,6 @@ def _trace(path: Path, trace_id: str | None, options: ReadOptions) -> Trace:
             if trace_id in (None, outcome.id):
                 return outcome
             known.append(outcome.id)
-    raise InputError(f"no trace {trace_id or ''} in {path}", hint=f"it holds {', '.join(known[:10]) or 'none'}")
+    raise InputError(
+        f"{path} contains no trace {trace_id or ''}", hint=f"it contains {', '.join(known[:10]) or 'no traces'}"
+    )

@@ -1,4 +1,4 @@
-"""What the commands that run stages share: which folder, how it is continued, and what is printed at the end."""
+"""Code that the commands which run stages share: choosing the folder, continuing a run, and printing the result."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Asked:
-    """What was asked for beside the configuration."""
+    """Hold the options of a command that are not part of the configuration."""
 
     until: str
     resume: bool
@@ -30,24 +30,24 @@ class Asked:
     trust: bool
     limit: int | None = None
     find: bool = False
-    """Whether --resume without a run.dir looks for the only unfinished run of the config file."""
+    """Whether --resume without a run.dir searches for the only unfinished run of the config file."""
     shard: str | None = None
-    """Which part of the run in run.dir, as `--shard` takes it."""
+    """Which part of the run in run.dir to do, in the form of `--shard`."""
     dry_run: bool = False
 
     def settings(self, overrides: Sequence[str] | None) -> list[str]:
-        """Return the overrides that were given, and --limit as one of them."""
+        """Return the given overrides, with --limit as one of them."""
         return [*(overrides or []), *([f"traces.limit={self.limit}"] if self.limit is not None else [])]
 
     def console(self) -> Console:
-        """Return the console of this command."""
+        """Return the console of the current command."""
         from hintdistill.pipeline.progress import Console
 
         return Console(quiet=self.quiet or self.as_json)
 
 
 def run_stages(config: Path, overrides: list[str] | None, asked: Asked) -> None:
-    """Run the stages of a config file, or of a run folder that is continued, and print the result."""
+    """Run the stages of a config file, or of a run folder to continue, and print the result."""
     if asked.shard is not None:
         run_one_shard(config, overrides, asked)
         return
@@ -61,7 +61,7 @@ def run_stages(config: Path, overrides: list[str] | None, asked: Asked) -> None:
     until, console, given = asked.until, asked.console(), list(overrides or [])
     of_run = RunDir(config).is_run()
     if of_run and not asked.resume:
-        raise ConfigError(f"{config} is a run folder", hint=f"to continue it: {command(config, until)}")
+        raise ConfigError(f"{config} is a run folder", hint=f"continue it with: {command(config, until)}")
     file = RunDir(config).settings_file() if of_run else config
     if asked.resume:
         check_named_folder(file, given)
@@ -71,7 +71,9 @@ def run_stages(config: Path, overrides: list[str] | None, asked: Asked) -> None:
     if asked.resume and asked.find and settings.run.dir is None and not of_run:
         found = only_unfinished(config, until)
         if found is None:
-            say(f"no run of {config} in {RUNS} is unfinished; without --resume a new one begins", error=asked.as_json)
+            say(
+                f"no unfinished run of {config} in {RUNS}; a run without --resume starts a new one", error=asked.as_json
+            )
             return
         folder = found
         console.note(f"continues {folder}")
@@ -82,7 +84,7 @@ def run_stages(config: Path, overrides: list[str] | None, asked: Asked) -> None:
         return
     how = line(folder, until, asked.trust)
     with works_in(folder, how), says_how_to_continue(folder, until, trust=asked.trust):
-        console.note(f"in {folder}; if it is stopped, this continues it: {command(folder, until)}")
+        console.note(f"run folder {folder}; if it stops, continue with: {command(folder, until)}")
         own = None if of_run else file
         run(settings, folder, resume=asked.resume, until=until, console=console, trust=asked.trust, file=own)
     if not is_main():
@@ -93,7 +95,7 @@ def run_stages(config: Path, overrides: list[str] | None, asked: Asked) -> None:
 
 
 def run_one_shard(config: Path, overrides: list[str] | None, asked: Asked) -> None:
-    """Run the stages from critique on one shard of the run in run.dir, and print the result."""
+    """Run the stages from critique onwards on one shard of the run in run.dir, and print the result."""
     from hintdistill.config.file import load_config
     from hintdistill.pipeline.continuing import line, says_how_to_continue
     from hintdistill.pipeline.progress import Console
@@ -107,7 +109,7 @@ def run_one_shard(config: Path, overrides: list[str] | None, asked: Asked) -> No
     settings = load_config(file, given + limit)
     folder = config if of_run else settings.run.dir and Path(settings.run.dir)
     if not folder:
-        raise ConfigError("--shard needs the folder that all shards share", hint="name it: run.dir=SHARED")
+        raise ConfigError("--shard needs the folder that all shards share", hint="set it with run.dir=SHARED")
     require_shardable(settings, asked.until)
     if asked.shard == ENV:
         take_own_device()
@@ -122,7 +124,7 @@ def run_one_shard(config: Path, overrides: list[str] | None, asked: Asked) -> No
 
 
 def look_ahead(found: DryRun | dict[str, Any], as_json: bool) -> None:
-    """Print what a command would do: a dry run, or what would be asked about labelled traces."""
+    """Print what a command would do: a dry run, or the questions about labelled traces."""
     from hintdistill.pipeline.dry_run import asked_lines
 
     if as_json:
@@ -134,7 +136,7 @@ def look_ahead(found: DryRun | dict[str, Any], as_json: bool) -> None:
 
 
 def compare_runs(a: Path, b: Path, as_json: bool) -> None:
-    """Compare the reports of two runs; the last line says where the page is."""
+    """Compare the reports of two runs; the last line names the page."""
     from rich.console import Console as RichConsole
 
     from hintdistill.reporting.comparison import compare, write_comparison
@@ -149,7 +151,7 @@ def compare_runs(a: Path, b: Path, as_json: bool) -> None:
 
 
 def finish(folder: Path, as_json: bool) -> None:
-    """Print what the run came to; the last line says where the report is."""
+    """Print the result of the run; the last line names the report."""
     report = folder / "report.json"
     if as_json:
         say(report.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""The commands that answer other processes: `serve` and `mcp`. Parse, call; no logic."""
+"""The commands that serve other processes: `serve` and `mcp`. They parse and call; they contain no logic."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import typer
 
 Model = Annotated[str, typer.Argument(help="Model folder or hub name of the student.", show_default=False)]
 BaseUrl = Annotated[
-    str | None, typer.Option(help="Score on this vLLM server, up to and including /v1, instead of in this process.")
+    str | None, typer.Option(help="Score on this vLLM server instead of in this process; the URL ends in /v1.")
 ]
-ServedAs = Annotated[str | None, typer.Option(help="That server's name of the weights; default: MODEL.")]
-Config = Annotated[Path | None, typer.Option(help="Configuration whose section `critic` is used; default: the rules.")]
+ServedAs = Annotated[str | None, typer.Option(help="Name of the weights on that server; default: MODEL.")]
+Config = Annotated[Path | None, typer.Option(help="Configuration whose `critic` section is used; default: the rules.")]
 Traces = Annotated[Path | None, typer.Option(help="Folder for received traces; without it they are refused.")]
-Memory = Annotated[int, typer.Option(min=1, help="Largest memory for kept conversations, in MB.")]
+Memory = Annotated[int, typer.Option(min=1, help="Largest memory for cached conversations, in MB.")]
 
 
 def serve(
@@ -33,7 +33,7 @@ def serve(
     ] = 64,
     timeout_s: Annotated[float, typer.Option(min=0.001, help="Seconds until a request gets 504.")] = 120.0,
 ) -> None:
-    """Answer agents over HTTP: diagnose, rescore, rank, traces. See docs/agents.md."""
+    """Serve agents over HTTP: diagnose, rescore, rank, traces. See docs/agents.md."""
     from hintdistill.serving.start import Backend
     from hintdistill.serving.start import serve as start
 
@@ -48,7 +48,7 @@ def mcp(
     traces: Traces = None,
     memory_mb: Memory = 1024,
 ) -> None:
-    """Answer agents as tools of the Model Context Protocol, over stdio."""
+    """Serve agents as tools of the Model Context Protocol over stdio."""
     from hintdistill.serving.start import Backend, serve_tools
 
     serve_tools(Backend(model, base_url, served_as, memory_mb, config, traces))

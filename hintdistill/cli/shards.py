@@ -1,4 +1,6 @@
-"""The commands of runs in shards: `merge` and `ray`, and the option that names a shard. Parse, call, print; no logic."""
+"""The commands for runs in shards, `merge` and `ray`, and the option that names a shard. They parse, call and print;
+they contain no logic.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ ShardOption = Annotated[
     typer.Option(
         "--shard",
         metavar="I/N",
-        help="Only shard I of N of the traces, from critique on, in the run.dir that all shards share; `env` under torchrun.",
+        help="Process only shard I of N of the traces, from critique onwards, in the run.dir that all shards "
+        "share; `env` under torchrun.",
     ),
 ]
 
@@ -24,7 +27,7 @@ def merge(
     as_json: Json = False,
     trust: Trust = False,
 ) -> None:
-    """Merge the shards in RUN/shards into one run; `run RUN --resume` continues it."""
+    """Merge the shards in RUN/shards into one run, which `run RUN --resume` continues."""
     from hintdistill.cli.interrupts import continued_by
     from hintdistill.cli.running import finish
     from hintdistill.pipeline.merge import merge as merge_shards

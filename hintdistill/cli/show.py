@@ -1,4 +1,4 @@
-"""`hintdistill show`: the findings of a run, some of them, or one."""
+"""`hintdistill show`: list the findings of a run, filtered if asked, or show one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def show(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show the findings of a run, or one of them with its tokens before, under the hint and after training.
+    """List the findings of a run, or show one with its tokens before training, under the hint and after training.
 
     Examples: `show RUN --trained --worst 20`, `show RUN --reason no_effect`, `show RUN task-0017:2`.
     """
@@ -52,7 +52,7 @@ def show(
             show_findings(document, Console(), wanted)
         return
     if wanted != Wanted():
-        raise ConfigError("a name and a selection exclude each other", hint=f"hintdistill show {run} {which}")
+        raise ConfigError("a finding's name and a selection cannot be combined", hint=f"hintdistill show {run} {which}")
     found = named(document, which)
     if as_json:
         print_json(found)

@@ -1,4 +1,6 @@
-"""The commands that run stages: `run`, `demo`, `critique`, `rescore` and `train`. Parse, call, print; no logic."""
+"""The commands that run stages: `run`, `demo`, `critique`, `rescore` and `train`. They parse, call and print; they
+contain no logic.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,7 @@ def run(
     as_json: Json = False,
     trust: Trust = False,
 ) -> None:
-    """Run the whole job: read, critique, inject, rescore, train, report."""
+    """Run all stages: read, critique, inject, rescore, train, report."""
     asked = Asked(until, resume, quiet, as_json, trust, limit, find=resume, dry_run=dry_run, shard=shard)
     run_stages(config, overrides, asked)
 
@@ -52,10 +54,10 @@ def demo(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Run the whole job on the example that is installed with the toolkit: a tiny student, its traces and an LLM critic.
+    """Run all stages on the installed example: a tiny student, its traces and an LLM critic.
 
-    It takes about three minutes on one processor core. It needs no GPU and no server and downloads nothing. It writes into
-    `runs/`, and the last line says where the report is.
+    It takes about three minutes on one processor core. It needs no GPU, no server and no download. It writes into
+    `runs/`; the last line names the report.
     """
     from hintdistill.core.package_data import demo_config
 
@@ -88,18 +90,24 @@ def critique(
     as_json: Json = False,
     trust: Trust = False,
 ) -> None:
-    """Run read and critique; continues the run in run.dir."""
+    """Run read and critique; continue the run in run.dir if there is one."""
     asked = Asked("critique", True, quiet, as_json, trust, limit, find=resume, dry_run=dry_run)
     if labels is None and compare is None and not hints:
         run_stages(config, overrides, asked)
         return
     if hints and (labels is None or compare is not None or dry_run):
-        raise ConfigError("--hints goes with --labels alone", hint="score each side of a comparison with it by itself")
+        raise ConfigError(
+            "--hints needs --labels and excludes --compare",
+            hint="score each side of the comparison in a command of its own",
+        )
     if dry_run and compare is not None:
-        raise ConfigError("--dry-run looks at one side", hint="leave --compare out; each side is a config or key=value")
+        raise ConfigError(
+            "--dry-run supports only one critic", hint="leave out --compare; each side is a config or key=value"
+        )
     if resume:
         raise ConfigError(
-            "--resume continues a run, and --labels and --compare are none", hint="run.dir=FOLDER keeps their answers"
+            "--resume continues a run, but --labels and --compare do not belong to a run",
+            hint="run.dir=FOLDER keeps their answers for later calls",
         )
     if labels is None:
         assert compare is not None
@@ -109,7 +117,7 @@ def critique(
 
 
 def _compare(config: Path, overrides: list[str], sides: tuple[str, str], asked: Asked) -> None:
-    """The same traces under two critics or prompts."""
+    """Compare two critics or prompts on the same traces."""
     from hintdistill.pipeline.compare import compare_lines, run_comparison
 
     found = run_comparison(config, overrides, sides, asked.console(), trust=asked.trust)
@@ -119,7 +127,7 @@ def _compare(config: Path, overrides: list[str], sides: tuple[str, str], asked: 
 def _on_labels(
     config: Path, overrides: list[str], labels: Path, compare: tuple[str, str] | None, hints: bool, asked: Asked
 ) -> None:
-    """Compare one critic or two with labels, or say what would be asked of them."""
+    """Compare one or two critics with labels, or say how many questions that would take."""
     from hintdistill.config.file import load_config
 
     settings, console = load_config(config, overrides), asked.console()
@@ -153,7 +161,7 @@ def rescore(
     as_json: Json = False,
     trust: Trust = False,
 ) -> None:
-    """Run read, critique, inject and rescore; continues the run in run.dir."""
+    """Run read, critique, inject and rescore; continue the run in run.dir if there is one."""
     run_stages(config, overrides, Asked("rescore", True, quiet, as_json, trust, limit, find=resume, dry_run=dry_run))
 
 
@@ -171,14 +179,14 @@ def train(
     as_json: Json = False,
     trust: Trust = False,
 ) -> None:
-    """Run everything up to the trained student; continues the run in run.dir."""
+    """Run all stages up to train; continue the run in run.dir if there is one."""
     if beside is not None:
         from hintdistill.pipeline.beside import train_beside
         from hintdistill.pipeline.progress import Console
 
         if resume or dry_run or limit is not None:
             raise ConfigError(
-                "--beside trains on what a run has stored", hint="without --resume, --dry-run and --limit"
+                "--beside trains on the stored targets of a run", hint="leave out --resume, --dry-run and --limit"
             )
         folder = train_beside(config, beside, overrides or [], Console(quiet=quiet or as_json), trust=trust)
         print_json({"student": str(folder)}) if as_json else print(f"student: {folder}")

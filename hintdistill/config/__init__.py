@@ -1,7 +1,7 @@
-"""RunConfig: every setting of a run, one validated, frozen tree.
+"""RunConfig: every setting of a run as one validated, frozen tree.
 
-The defaults are the settings the quickstart was measured with, or the ones the field settled on if the example has
-no say. `config/file.py` turns YAML and overrides into it.
+The defaults are the settings with which the quickstart was measured, or those customary in the field where the
+quickstart does not decide. `config/file.py` turns YAML and overrides into it.
 """
 
 from __future__ import annotations
@@ -84,106 +84,110 @@ CONFIG_SCHEMA = 4
 
 
 class TemplateSection(Section):
-    """The chat template that the student is rendered with, and its options."""
+    """Choose the chat template that renders the student's contexts, and its options."""
 
     options: dict[str, Any] = Field(default_factory=dict)
-    """Passed to the template, e.g. `{enable_thinking: false}`, `{date_string: 26 Jul 2024}`; `strftime_now:
-    2026-05-01` is the date for templates that ask for today's. An option that the template does not read is refused.
-    Options that a trace recorded take precedence."""
+    """Options passed to the template, e.g. `{enable_thinking: false}`, `{date_string: 26 Jul 2024}`; `strftime_now:
+    2026-05-01` sets the date for templates that ask for today's date. An option that the template does not read is
+    refused. Options recorded in a trace take precedence."""
     file: ConfigPath | None = None
-    """A chat template in place of the model folder's."""
+    """A chat template that replaces the one in the model folder."""
 
 
 class RunSection(Section):
-    """What is corrected, and where the run folder goes."""
+    """Set the student, the run folder, the device and the rounds of a run."""
 
     model: ModelPath
     """Folder (or hub name) of the student: weights, tokenizer and chat template."""
     dir: OutputPath | None = None
-    """Run folder, relative to the config file; default `runs/<config>-<UTC time>` in the folder you are in."""
+    """Run folder, relative to the config file; default: `runs/<config>-<UTC time>` in the working directory."""
     seed: int = 0
-    """Seed of every random choice: splits, anchors, rollouts, order of rows."""
+    """Seed of every random choice: splits, anchors, rollouts and the order of rows."""
     device: str = "auto"
-    """Device of torch, e.g. `cpu`, `cuda:0`; `auto` takes an accelerator if there is one."""
+    """Device for torch, e.g. `cpu`, `cuda:0`; `auto` uses an accelerator if there is one."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Precision of the weights; `auto` is bfloat16 on an accelerator. On a CPU with bfloat16 arithmetic it is
-    bfloat16 for models above 50 M parameters (the difference from float32 is measured and printed); else float32.
-    Full weights are trained in float32 and cast as they are used."""
+    """Precision of the weights; `auto` means bfloat16 on an accelerator. On a CPU with bfloat16 arithmetic, `auto`
+    means bfloat16 for models above 50 M parameters (the difference from float32 is measured and printed), and float32
+    otherwise. Full weights are trained in float32 and cast for each forward pass."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads for torch; default: torch's own choice."""
     trust_remote_code: bool = False
-    """Whether code in a model folder may run when its model or tokenizer is loaded. Such code can do everything that
-    you can. Off by default; an error says if a model needs it."""
+    """Whether code in a model folder may run when its model or tokenizer is loaded. Such code can do anything that you
+    can do. Off by default; an error tells you if a model needs it."""
     rounds: int | None = Field(default=None, ge=1)
-    """Rounds of the on-policy loop: in each, the current student plays fresh episodes (`rollout.sample`), and these are the
-    traces. Default: no loop, `traces.path` is read."""
+    """Rounds of the on-policy loop: in each round the current student plays fresh episodes (`rollout.sample`), which
+    become the traces. Default: no loop; traces are read from `traces.path`."""
     initial: ModelPath | None = None
-    """The policy that the run starts from, if `model` is a later one. The loop sets it."""
+    """The initial policy of the run, if `model` is a later one. The loop sets this key."""
     template: TemplateSection = TemplateSection()
 
 
 class TracesSection(Section):
-    """1. read: which files, and how."""
+    """Choose the trace files and how they are read (1. read)."""
 
     path: tuple[ConfigPath, ...] = ()
-    """A file, a folder, a glob, a zip, or a data set on the hub (`hf://owner/name?split=train&revision=main`), or several of them;
-    needed unless `run.rounds` is set; with `rollout.source=replay` the traces at whose steps the student acts."""
+    """A file, a folder, a glob, a zip, or a data set on the hub (`hf://owner/name?split=train&revision=main`), or
+    several of them. Required unless `run.rounds` is set. With `rollout.source=replay`, the student acts at steps of
+    these traces."""
     tools: ConfigPath | None = None
-    """A JSON file with the tool schemas, for traces without schemas."""
+    """A JSON file with tool schemas, used for traces that contain none."""
     format: str = "auto"
-    """`auto` recognises the format record by record. Else a name in docs/traces.md, or the name of an installed
-    extension."""
+    """`auto` detects the format of each record. Other values are a format's name in docs/traces.md, or the name of an
+    installed extension."""
     student_role: str = "assistant"
-    """The role, or the speaker's name, that the student has in the source."""
+    """The student's role or speaker name in the source."""
     allow_empty_files: bool = False
-    """Whether a file that yields no step of the student is a warning instead of an error."""
+    """Whether a file without any step of the student causes a warning instead of an error."""
     max_record_mb: int = Field(default=256, ge=1)
-    """Largest record in megabytes (2^20 bytes); a larger one is refused. It bounds the memory, whatever the size of
-    the files."""
+    """Largest record in megabytes (2^20 bytes); larger records are refused. This bounds memory, however large the files
+    are."""
     token_ids: Literal["use", "ignore"] = "use"
-    """`use` takes recorded token ids as they are; `ignore` renders every step through the chat template."""
+    """`use` keeps recorded token ids; `ignore` renders every step through the chat template."""
     holdout: float = Field(default=0.2, ge=0.0, lt=1.0)
-    """Share of tasks (not of traces) that is never trained on. Figures before and after training are measured on
-    it."""
+    """Share of tasks (not of traces) that are never trained on. The figures before and after training are measured on
+    them."""
     limit: int | None = Field(default=None, ge=1)
     """Use only the first N traces."""
 
 
 class InjectSection(Section):
-    """3. inject: where the hint goes, in the order of preference, and the text around it."""
+    """Choose where the hint is placed, and the text around it (3. inject)."""
 
     newer: ClassVar[tuple[str, ...]] = ("steps", "contexts")
 
     placements: tuple[Placement, ...] = Field(default=("message", "observation"), min_length=1)
-    """Where a hint may go, in the order of preference: `message` is a message of its own above the step;
-    docs/templates.md says which placements a template allows."""
+    """Where a hint may go, in order of preference. `message` is a message of its own above the step; docs/templates.md
+    says which placements a template allows."""
     roles: tuple[HintRole, ...] = Field(default=("user", "system"), min_length=1)
-    """Roles tried for a hint message of its own."""
+    """Roles to try for a hint that is a message of its own."""
     formats: dict[Placement, str] = Field(default_factory=dict)
-    """The text around the hint in a placement, e.g. `{assistant_turn: "({hint})\\n"}`; the others keep `{hint}`
-    (message), `\\n\\n{hint}` (observation, system_prompt) and `{hint}\\n` (assistant_turn)."""
+    """The text around the hint in each placement, e.g. `{assistant_turn: "({hint})\\n"}`. Placements left out keep
+    their default: `{hint}` (message), `\\n\\n{hint}` (observation, system_prompt) and `{hint}\\n` (assistant_turn)."""
     hint: Annotated[str, NameIn(HINT_SOURCES)] | None = None
-    """The context maker (docs/contexts.md) that writes what the teacher reads. `null` takes the recipe's
-    (`data.hint.kind`), which in most recipes is the critic's hint. `placebo` puts a generic hint in its place, as a control."""
+    """The context maker (docs/contexts.md) that writes the text the teacher reads. `null` uses the recipe's
+    (`data.hint.kind`), which in most recipes is the critic's hint. `placebo` puts a generic hint in its place, as a
+    control."""
     steps: Literal["findings", "every", "final"] | None = None
-    """Which steps get a context: `findings`, the steps in which the critics found an error; `every`, all steps of every
-    trace; `final`, the last step of every trace. `null` takes the recipe's (`data.steps`), `findings` in most."""
+    """Which steps get a context: `findings` means the steps in which the critics found an error; `every` means all
+    steps of every trace; `final` means the last step of every trace. `null` uses the recipe's choice (`data.steps`),
+    which is `findings` in most recipes."""
     contexts: ContextsSection = ContextsSection()
     whole_step_without_quote: bool = False
-    """Whether a quote that is not in the step falls back to the whole step (with a note), or drops the finding."""
+    """Whether a quote that does not occur in the step is replaced by the whole step (with a note); otherwise the
+    finding is dropped."""
     candidates: int = Field(default=1, ge=1, le=4)
-    """Hints per finding, which compete within their level: the critic's, a principle, the right action alone, the class's
-    template. The one with the largest odds is taken before anything is accepted; see docs/hints.md."""
+    """Number of hints per finding, which compete within their level: the critic's hint, a principle, the right action
+    alone, the class's template. The hint with the largest odds is chosen before the gate decides; see docs/hints.md."""
     max_hint_tokens: int = Field(default=512, ge=1)
     """A hint with more tokens is refused (`hint_too_long`): it is a document, not a hint."""
     max_hint_share: float = Field(default=1.0, gt=0.0)
     """A hint of more than 64 tokens is refused if it is longer than this share of the context above its step."""
     max_level: int = Field(default=2, ge=0, le=3)
-    """Hints of a higher level are rejected: 0 states a principle, 1 narrows, 2 gives a correction, 3 names something
-    that the context lacks."""
+    """Hints of a higher level are rejected. Level 0 states a principle, 1 narrows the choice, 2 gives a correction, 3
+    names something that the context lacks."""
     min_quote_match: float = Field(default=0.9, ge=0.5, le=1.0)
-    """A quote that is not found as it is, nor up to white space and JSON escapes, is taken to be its best match in the
-    step if at least this share of its characters fits; 1 turns that off."""
+    """If a quote does not occur in the step, even up to white space and JSON escapes, its best match in the step is
+    used if at least this share of its characters agrees; 1 turns this off."""
 
     @model_validator(mode="after")
     def _formats(self) -> InjectSection:
@@ -199,52 +203,58 @@ class InjectSection(Section):
 
 GateCheck = Literal["legal_gain", "specific", "leak", "dialect", "words"]
 GATE_CHECKS: tuple[GateCheck, ...] = ("legal_gain", "leak", "dialect", "words")
-"""The checks that are made unless `rescore.gate.checks` says otherwise. `specific` is not among them: on a student that sampled
-its error by chance the whole step moves, and it rejected every fourth hint that repairs."""
+"""The checks that are made unless `rescore.gate.checks` says otherwise. `specific` is not among them: on a student that
+sampled its error by chance the whole step moves, and the check rejected every fourth hint that repairs the error."""
 MAX_NULL_PASS_RATE = 0.10
-"""Placebos that pass the gate above this rate raise a warning."""
+"""A warning is raised if a larger share of the placebos passes the gate."""
 
 
 class GateSection(Section):
-    """The gate: when a hint is accepted; see docs/hints.md."""
+    """Set the conditions under which a hint is accepted; see docs/hints.md."""
 
     enabled: bool | None = None
-    """`false` accepts every scored finding. `null` follows the recipe (`data.gate`); whole-trace methods have no gate."""
+    """`false` accepts every scored finding. `null` follows the recipe (`data.gate`); whole-trace methods have no
+    gate."""
     min_drop_nats: float = Field(default=0.0, ge=0.0)
-    """The decision token must fall by at least this much."""
+    """A hint must lower the decision token's log-probability by at least this many nats."""
     min_odds_nats: float = Field(default=2.0, ge=0.0)
-    """The log-odds of the hinted view's continuation against the decision token must rise by at least this much."""
+    """A hint must raise the log-odds of the hinted view's continuation against the decision token by at least this many
+    nats."""
     min_odds_margin_nats: float = Field(default=2.0, ge=0.0)
-    """The log-odds must rise by at least this much more than under the median placebo."""
+    """A hint must raise the log-odds by at least this many nats more than the median placebo does."""
     min_legal_gain: float = Field(default=0.2, ge=0.0, le=1.0)
-    """Probability that must go to what the tool schemas allow at the decision token, if they constrain it."""
+    """A hint must move at least this much probability to continuations that the tool schemas allow at the decision
+    token, if the schemas constrain it."""
     max_raise_nats: float = Field(default=0.5, ge=0.0)
-    """No quoted token may rise by more than this, even if no first choice changes."""
+    """A hint must not raise the log-probability of any quoted token by more nats than this, even if no first choice
+    changes."""
     min_student_probability: float = Field(default=0.01, ge=0.0, le=1.0)
-    """If the decision token has less probability without a hint, it is not this student's error."""
+    """If the decision token has a lower probability without a hint, the error is not considered this student's."""
     checks: tuple[GateCheck, ...] = GATE_CHECKS
-    """What else is required. `legal_gain`: `min_legal_gain` goes to what the tool schemas allow; `specific`: the quote falls more
-    than the rest of the step; `leak`: no literal that the step's context does not hold; `dialect`: no tool-call markup of
-    another model; `words`: no hint that proposes a call no schema allows (`illegal`) or says nothing (`vacuous`)."""
+    """Further checks. `legal_gain`: `min_legal_gain` moves to continuations that the tool schemas allow; `specific`:
+    the quote falls more than the rest of the step; `leak`: the hint contains no literal that is missing from the step's
+    context; `dialect`: no tool-call markup of another model; `words`: no hint that proposes a call no schema allows
+    (`illegal`) or says nothing (`vacuous`)."""
 
 
 class RescoreSection(Section):
-    """4. rescore: what is kept of each view."""
+    """Set how the views are scored and what is stored of them (4. rescore)."""
 
     newer: ClassVar[tuple[str, ...]] = ("offload",)
 
     top_k: int = Field(default=64, ge=1)
-    """Most likely ids that are stored per token and view; the sampled id and the tail are stored in addition."""
+    """Number of most likely ids stored per token and view; the sampled id and the tail mass are stored in addition."""
     batch_tokens: int | None = Field(default=None, ge=1)
     """Tokens per forward pass; `null`: 4096 on a CPU, 16384 elsewhere."""
     offload: bool = False
-    """Keep the keys and values of contexts in the host's memory, for contexts that do not fit into an accelerator's
-    memory; slower."""
+    """Keep the keys and values of contexts in host memory, for contexts that do not fit into an accelerator's memory;
+    this is slower."""
     placebos: dict[PlaceboKind, int] = Field(default={"generic": 1, "other_class": 1, "shuffled_answer_free": 1})
-    """Kind → number; three to nine in all. `generic`: true everywhere; `other_class`: another error class's hint; `shuffled_answer_free`:
-    the hint's words in disorder without those of the answer; `shuffled`: all of its words, which may work like the hint."""
+    """Number of placebos by kind, three to nine in all. `generic`: a statement that is true everywhere; `other_class`:
+    the hint of another error class; `shuffled_answer_free`: the hint's words in random order, without those of the
+    answer; `shuffled`: all of the hint's words in random order, which may work like the hint."""
     part_rows: int = Field(default=64, ge=1)
-    """Targets per parquet part; a kill loses at most one part."""
+    """Targets per parquet part; a killed run loses at most one part."""
     engine: EngineSection = EngineSection()
     gate: GateSection = GateSection()
 
@@ -253,7 +263,7 @@ class RescoreSection(Section):
     def _kinds(cls, given: Any) -> Any:
         if isinstance(given, int | list):
             raise ValueError(
-                "placebos names kinds and numbers; write {generic: 1, other_class: 1, shuffled_answer_free: 1}"
+                "placebos maps kinds to numbers; write {generic: 1, other_class: 1, shuffled_answer_free: 1}"
             )
         return given
 
@@ -268,26 +278,26 @@ class RescoreSection(Section):
 
     @property
     def placebo_count(self) -> int:
-        """Placebos per hint."""
+        """Return the number of placebos per hint."""
         return sum(self.placebos.values())
 
 
 class ReportSection(Section):
-    """6. report."""
+    """Set the report's form and the further sets on which off-target KL is measured (6. report)."""
 
     html: bool = True
     """Whether report.html is written in addition to report.json."""
     max_findings: int = Field(default=5000, ge=0)
-    """Findings in the HTML, the most probable errors first, half of them trained; the JSON has all of them. Text of traces makes the
-    page large: 5,000 findings on traces of 12,000 tokens each are about 100 MB."""
+    """Largest number of findings in the HTML: the most probable errors first, half of them trained. The JSON contains
+    all findings. Trace text makes the page large: 5,000 findings on traces of 12,000 tokens each take about 100 MB."""
     off_target: dict[str, ConfigPath] = Field(default_factory=dict)
-    """Further trace files on which off-target KL is measured, by name, e.g. near-misses."""
+    """Further trace files by name, e.g. near-misses, on which off-target KL is measured."""
     off_target_steps: int = Field(default=400, ge=1)
     """Largest number of steps per off-target set, drawn with the run's seed."""
 
 
 class RunConfig(Section):
-    """The whole configuration of a run."""
+    """Hold the whole configuration of a run."""
 
     run: RunSection
     traces: TracesSection = TracesSection()
@@ -301,17 +311,19 @@ class RunConfig(Section):
 
     @property
     def foreign(self) -> str | None:
-        """The run folder from elsewhere that these settings were read from; None for settings that the caller named."""
+        """Return the run folder from elsewhere that these settings were read from; None if the caller named the
+        settings."""
         return self._foreign
 
     def of_folder(self, foreign: str | None) -> RunConfig:
-        """Return the same settings, read from a run folder from elsewhere; see `core/trust.py`."""
+        """Return the same settings, marked as read from a run folder from elsewhere; see `core/trust.py`."""
         self._foreign = foreign
         return self
 
     @property
     def injecting(self) -> InjectSection:
-        """`inject` with what the recipe says where it says nothing: the context maker, the steps, and a document's place."""
+        """Return `inject` with its unset keys taken from the recipe: the context maker, the steps, and the place of a
+        document."""
         data = self.train.effective_recipe.data
         name, steps = self.inject.hint or HINTS.get(data.hint.kind).source, self.inject.steps or data.steps
         told: dict[str, Any] = {"hint": name, "steps": None if steps == "findings" else steps}
@@ -322,7 +334,8 @@ class RunConfig(Section):
 
     @property
     def rescoring(self) -> RescoreSection:
-        """`rescore` with what the recipe says where it says nothing: whether there is a gate; contexts without one have no placebos."""
+        """Return `rescore` with its unset keys taken from the recipe: whether there is a gate. Contexts without a gate
+        get no placebos."""
         gate = self.rescore.gate
         if gate.enabled is not None or self.train.effective_recipe.data.gate:
             return self.rescore
@@ -339,7 +352,7 @@ class RunConfig(Section):
         if replays and self.run.rounds is None:
             raise ValueError("rollout.source=replay is a loop; set run.rounds (1 for one round)")
         if replays and not self.traces.path:
-            raise ValueError("rollout.source=replay acts at steps of recorded traces; set traces.path")
+            raise ValueError("rollout.source=replay samples at steps of recorded traces; set traces.path")
         if self.run.rounds is not None and self.traces.path and not replays:
             raise ValueError(
                 "run.rounds samples its own traces; leave traces.path empty (traces.path=[]), or set rollout.source=replay"
@@ -347,18 +360,22 @@ class RunConfig(Section):
         if self.run.rounds is not None and not self.rollout.environment and not replays:
             raise ValueError("run.rounds needs rollout.environment to sample in, or rollout.source=replay")
         if self.run.rounds is not None and "recorded" in self.critic.use:
-            raise ValueError("recorded findings say nothing of fresh traces; use another critic with run.rounds")
+            raise ValueError("recorded findings do not apply to fresh traces; use another critic with run.rounds")
         return self
 
     @model_validator(mode="after")
     def _held_apart(self) -> RunConfig:
         split = self.train.hold.split
         if split is not None and not self.rollout.environment:
-            raise ValueError("train.hold.split needs rollout.environment to play in")
+            raise ValueError("train.hold.split needs rollout.environment, whose tasks are played")
         if split is not None and split in self.rollout.splits:
-            raise ValueError(f"train.hold.split={split} is measured by rollout.splits; hold a split that is not")
+            raise ValueError(
+                f"train.hold.split={split} is also measured by rollout.splits; hold a split that is not measured"
+            )
         if split is not None and self.run.rounds is not None and split == self.rollout.sample.split:
-            raise ValueError(f"train.hold.split={split} is the split whose errors the rounds correct; hold another")
+            raise ValueError(
+                f"train.hold.split={split} is also the split whose errors the rounds correct; hold another split"
+            )
         return self
 
     @model_validator(mode="after")

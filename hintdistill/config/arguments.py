@@ -1,7 +1,8 @@
-"""`train.arguments`: settings of transformers' Trainer that are passed on, and why the others are not. Torch-free.
+"""`train.arguments`: settings that are passed on to transformers' Trainer, and the reasons why others are refused. This
+module does not import torch.
 
-On the list is what changes neither which rows are read, in which order and how often, nor what is written and continued from: a
-training that is killed and goes on ends with the same weights under each of them.
+Allowed arguments change neither the rows, their order and repetition, nor what is written and resumed from. Under any
+of them, a training that is killed and resumed ends with the same weights.
 """
 
 from __future__ import annotations
@@ -32,32 +33,33 @@ ALLOWED: dict[str, Any] = {
 _RESUME = "a resumed training would not end with the same weights"
 REFUSED: dict[str, str] = {
     "ignore_data_skip": f"it reads rows again after a resume: {_RESUME}",
-    "save_only_model": f"it leaves the optimiser's state out of checkpoints: {_RESUME}",
+    "save_only_model": f"it omits the optimiser's state from checkpoints: {_RESUME}",
     "save_strategy": f"checkpoints follow train.save_steps: {_RESUME}",
-    "restore_callback_states_from_checkpoint": f"callbacks are restored as they must be: {_RESUME}",
+    "restore_callback_states_from_checkpoint": f"callbacks must be restored exactly: {_RESUME}",
     "resume_from_checkpoint": "--resume continues from the last whole checkpoint",
-    "load_best_model_at_end": "the student is the last step's, and no evaluation chooses another",
-    "auto_find_batch_size": f"it halves the batch where memory ends, and so changes the steps: {_RESUME}",
-    "max_steps": "the number of steps follows from train.epochs and the rows; that is what schedule and report count on",
-    "dataloader_num_workers": "rows are read from the run folder by the process that trains; they are small",
-    "logging_first_step": "what is logged is measured over train.logging_steps",
-    "dataloader_drop_last": "it drops rows, and no row is dropped",
-    "train_sampling_strategy": "the order of the rows is drawn by run.seed, and a batch is sorted by length",
-    "group_by_length": "the order of the rows is drawn by run.seed, and a batch is sorted by length",
-    "remove_unused_columns": "rows are objects of this toolkit",
-    "label_smoothing_factor": "the loss is the recipe's",
-    "average_tokens_across_devices": "the loss counts its slots over all processes itself",
-    "neftune_noise_alpha": "noise on the embeddings would fall on the teacher's branches too",
-    "logging_nan_inf_filter": "it hides losses that are not finite, and those stop a training",
-    "torch_compile": "the shared prefix splits a row in Python; not tried",
-    "use_liger_kernel": "it replaces the model's forward pass, whose hidden states the loss reads; docs/training.md says what was tried",
-    "fp16": "float16 has no room for this loss; run.dtype is float32 or bfloat16",
-    "deepspeed": "give it to `accelerate launch`; see docs/processes.md",
-    "fsdp": "give it to `accelerate launch`; see docs/processes.md",
-    "fsdp_config": "give it to `accelerate launch`; see docs/processes.md",
-    "accelerator_config": "it splits batches in ways that are not the rows'; see docs/processes.md",
+    "load_best_model_at_end": "the student is that of the last step; no evaluation selects another",
+    "auto_find_batch_size": f"it halves the batch when memory runs out, which changes the steps: {_RESUME}",
+    "max_steps": "the number of steps follows from train.epochs and the rows; the schedule and the report rely on it",
+    "dataloader_num_workers": "the training process reads the rows from the run folder; they are small",
+    "logging_first_step": "logged values are measured over train.logging_steps",
+    "dataloader_drop_last": "it drops rows, but every row must be trained on",
+    "train_sampling_strategy": "run.seed decides the order of the rows, and a batch is sorted by length",
+    "group_by_length": "run.seed decides the order of the rows, and a batch is sorted by length",
+    "remove_unused_columns": "rows are objects of this toolkit without columns",
+    "label_smoothing_factor": "the recipe defines the loss",
+    "average_tokens_across_devices": "the loss itself counts its slots over all processes",
+    "neftune_noise_alpha": "noise on the embeddings would also affect the teacher's branches",
+    "logging_nan_inf_filter": "it hides losses that are not finite, which must stop a training",
+    "torch_compile": "the shared prefix splits a row in Python; this combination is untested",
+    "use_liger_kernel": "it replaces the model's forward pass, whose hidden states the loss reads; docs/training.md "
+    "says what was tried",
+    "fp16": "float16 has too little range for this loss; run.dtype is float32 or bfloat16",
+    "deepspeed": "pass it to `accelerate launch`; see docs/processes.md",
+    "fsdp": "pass it to `accelerate launch`; see docs/processes.md",
+    "fsdp_config": "pass it to `accelerate launch`; see docs/processes.md",
+    "accelerator_config": "it splits batches in ways that do not match the rows; see docs/processes.md",
 }
-"""Argument → why it is not passed on."""
+"""Argument → the reason why it is refused."""
 OURS: dict[str, str] = {
     "learning_rate": "train.learning_rate",
     "num_train_epochs": "train.epochs",
@@ -82,11 +84,12 @@ OURS: dict[str, str] = {
     "push_to_hub": "train.push",
     "hub_model_id": "train.push",
 }
-"""Argument → the key that sets it."""
+"""Argument → the configuration key that sets it."""
 
 
 def checked(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments with their values converted. Raises ValueError, naming the argument and why it is not taken."""
+    """Return the arguments with converted values. Raises ValueError that names the argument and the reason for the
+    refusal."""
     out: dict[str, Any] = {}
     for name, value in given.items():
         if name in OURS:
@@ -96,8 +99,8 @@ def checked(given: Mapping[str, Any]) -> dict[str, Any]:
         if name not in ALLOWED:
             near = get_close_matches(name, ALLOWED, 1)
             raise ValueError(
-                f"{name} is not among the Trainer's arguments that are passed on"
-                + (f"; did you mean {near[0]}?" if near else f": {', '.join(ALLOWED)}")
+                f"{name} is not an argument that can be passed on to the Trainer"
+                + (f"; did you mean {near[0]}?" if near else f"; the allowed ones are {', '.join(ALLOWED)}")
             )
         try:
             out[name] = TypeAdapter(ALLOWED[name]).validate_python(value, strict=not isinstance(value, int))

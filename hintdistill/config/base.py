@@ -1,4 +1,4 @@
-"""What every section of the configuration is made of."""
+"""The base class of all sections of the configuration."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ class Section(BaseModel):
     """A frozen part of the configuration."""
 
     documented: ClassVar[str] = "docs/config.md"
-    """Where the keys are listed."""
+    """The page that documents the keys."""
 
     newer: ClassVar[tuple[str, ...]] = ()
-    """Keys that saved runs and results do not know: left out of what is saved while they are at their defaults, so that those stay
-    theirs."""
+    """Keys that older runs and results do not know. They are not saved while they have their default value, so that
+    older results stay valid."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

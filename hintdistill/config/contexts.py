@@ -1,4 +1,4 @@
-"""The part of the configuration that says what contexts are made of, beside traces and critics."""
+"""The section about the sources of contexts other than traces and critics."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from hintdistill.core.paths import ConfigPath
 
 
 class ContextsSection(Section):
-    """Texts by task, and how much of a task's rollouts is shown; docs/contexts.md has the context makers."""
+    """Set texts by task, and how many rollouts of a task are shown; docs/contexts.md describes the context makers."""
 
     solutions: ConfigPath | None = None
-    """Reference solutions: JSON lines `{"task": …, "text": …}`, or traces that name their task. A trace's own field `solution` comes
-    first."""
+    """Reference solutions: JSON lines `{"task": …, "text": …}`, or traces that name their task. The field `solution` of
+    a trace takes precedence."""
     demonstrations: ConfigPath | None = None
-    """Demonstrations, in the same forms; a trace's own field `demonstration` comes first."""
+    """Demonstrations, in the same forms; the field `demonstration` of a trace takes precedence."""
     file: ConfigPath | None = None
-    """Any other text by task, in the same forms, for the maker `file`: what a harness or a debate wrote elsewhere."""
+    """Any other text by task, in the same forms, for the maker `file`, e.g. text that a harness or a debate wrote."""
     shown: int = Field(default=1, ge=1)
-    """Rollouts of each outcome that a context of peers shows at most."""
+    """Largest number of rollouts of each outcome that a context of peers shows."""
     max_tokens: int = Field(default=4096, ge=1)
-    """A document (solution, demonstration, rollouts) of more tokens is refused (`hint_too_long`)."""
+    """Documents (solutions, demonstrations, rollouts) with more tokens are refused (`hint_too_long`)."""

@@ -1,4 +1,4 @@
-"""2. critique: settings of the critics, their backends and strategies."""
+"""Settings of the critics, their backends and strategies (2. critique)."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ CHECKS: tuple[Check, ...] = get_args(Check)
 
 
 class RulesSection(Section):
-    """The deterministic checks."""
+    """Choose the deterministic checks."""
 
     checks: tuple[Check, ...] = CHECKS
-    """The checks that are made; docs/critics.md says what each finds."""
+    """The checks to make; docs/critics.md says what each one finds."""
 
 
 class RecordedSection(Section):
-    """Findings from a file: human labels, another tool's, or an environment's checker's."""
+    """Use findings from a file: from human labels, another tool, or an environment's checker."""
 
     path: ConfigPath | None = None
     """A JSONL file with one finding per line: `trace`, `step`, `error_class`, and optionally `quote` and `hint`."""
@@ -44,65 +44,67 @@ AnswerField = Literal["analysis", "decisive", "place"]
 
 
 class LLMSection(Section):
-    """An LLM critic: its server or model, its prompts and its limits."""
+    """Configure an LLM critic: its server or model, its prompts and its limits."""
 
     backend: Literal["server", "vllm", "local"] = "server"
-    """`server`: any OpenAI-compatible server; `vllm`: vLLM in this process; `local`: a transformers model in this process,
-    decoding constrained by llguidance."""
+    """`server`: any OpenAI-compatible server; `vllm`: vLLM in this process; `local`: a transformers model in this
+    process, whose decoding is constrained by llguidance."""
     base_url: str | None = None
     """Address of the server, up to and including `/v1`."""
     more_urls: tuple[str, ...] = ()
     """Further servers of the same model. Each question goes to the server with the fewest open questions. If a server
-    fails, the others get its questions. `concurrency` counts for all servers together."""
+    fails, its questions go to the others. `concurrency` applies to all servers together."""
     model: CriticModel | None = None
-    """The server's name of the model; with `vllm` or `local` a folder or hub name, by default the student itself."""
+    """The model's name on the server. With `vllm` or `local`, a folder or hub name; by default the student itself."""
     api_key_env: str = "OPENAI_API_KEY"
-    """Name of the environment variable that holds the key; a server that needs none gets a placeholder."""
+    """Name of the environment variable that holds the key; a server that needs no key gets a placeholder."""
     strategy: Annotated[str, NameIn(STRATEGIES)] = "all_at_once"
-    """`all_at_once`: the whole trace, one answer; `step_by_step`: each step with its context, until the first
-    mistake; `binary_search`: which half holds the first mistake, until one step is left."""
+    """`all_at_once`: one question about the whole trace; `step_by_step`: one question per step with its context, until
+    the first mistake; `binary_search`: which half contains the first mistake, until one step is left."""
     prompt: tuple[str, ...] = ()
-    """Prompts, in place of those shipped for the strategy (`critic/all_at_once.jinja`; `critic/step.jinja`); for
-    `binary_search` two: which half, and which mistake in a step (`[critic/half.jinja, critic/step.jinja]`)."""
+    """Prompts that replace the strategy's shipped ones (`critic/all_at_once.jinja`; `critic/step.jinja`).
+    `binary_search` takes two: which half, and which mistake within a step (`[critic/half.jinja,
+    critic/step.jinja]`)."""
     votes: int = Field(default=1, ge=1)
-    """How often a trace is judged; the share of votes that name a step becomes its confidence. Needs a temperature."""
+    """How often each trace is judged; the share of votes that name a step becomes its confidence. More than one vote
+    needs a temperature above 0."""
     min_agreement: float = Field(default=0.5, ge=0.0, le=1.0)
-    """Findings that a smaller share of the votes name are dropped, and counted."""
+    """Findings named by a smaller share of the votes are dropped and counted."""
     temperature: float = Field(default=0.0, ge=0.0)
     """Sampling temperature of the critic; 0 is greedy."""
     max_tokens: int = Field(default=1024, ge=1)
     """Largest number of tokens in an answer, reasoning included."""
     context_tokens: int | None = Field(default=None, ge=64)
-    """Context length of the critic in tokens. A longer trace is read in windows. Default: the value of the model or
-    the server."""
+    """Context length of the critic in tokens. A longer trace is read in windows. Default: the limit of the model or the
+    server."""
     overlap: int = Field(default=2, ge=0)
-    """Messages that neighbouring windows share."""
+    """Number of messages that neighbouring windows share."""
     tokenizer: ConfigPath | None = None
-    """Folder whose tokenizer counts a server's tokens; without it a token counts as three bytes."""
+    """Folder of the tokenizer that counts a server's tokens; without one, three bytes count as a token."""
     timeout_s: float = Field(default=120.0, gt=0)
-    """Seconds for one whole answer, from the first byte sent to the last received."""
+    """Seconds for one whole answer, from the first byte sent to the last byte received."""
     retries: int = Field(default=3, ge=0)
-    """Further attempts after a rate limit, a server error or a time-out."""
+    """Number of retries after a rate limit, a server error or a time-out."""
     concurrency: int = Field(default=8, ge=1)
-    """Traces in flight at a server; traces per batch with `vllm` and `local`."""
+    """Traces in flight at a server; with `vllm` and `local`, traces per batch."""
     structured: Literal["json_schema", "json_schema_strict", "none"] = "json_schema"
-    """`json_schema` asks the server to constrain its output, with bounded lengths; `json_schema_strict` keeps to the
-    subset that strict modes of cloud services take; `none` only validates what comes back. `vllm` and `local` always
+    """`json_schema` asks the server to constrain its output, with bounded lengths; `json_schema_strict` uses only the
+    subset that strict modes of cloud services accept; `none` only validates the answer. `vllm` and `local` always
     constrain."""
     fields: tuple[AnswerField, ...] = ("analysis", "decisive", "place")
-    """What an answer holds in addition to verdict, step, quote, class and hint: `analysis`, a few sentences before
-    anything is decided; `decisive`, who made the run fail, and which mistake the run would have gone well without;
-    `place`, the part of the step that the quote is in. `[]` for a critic that was trained on the short form."""
+    """What an answer contains in addition to verdict, step, quote, class and hint. `analysis`: a few sentences before
+    any decision; `decisive`: who made the run fail, and which mistake it would have succeeded without; `place`: the
+    part of the step that contains the quote. Set `[]` for a critic that was trained on the short form."""
     max_findings: int = Field(default=8, ge=1)
-    """Bound on the findings of one answer, under `json_schema`."""
+    """Largest number of findings in one answer, under `json_schema`."""
     repair_rounds: int = Field(default=1, ge=0, le=3)
-    """How often an answer that does not validate is sent back with the problem."""
+    """How often an invalid answer is sent back together with the problem."""
     drop_unfound_quotes: bool = False
-    """Drop findings whose quote is not in the step at this stage already; for critics that invent quotes."""
+    """Drop findings whose quote is not in the step already at this stage; for critics that invent quotes."""
     seed: int | None = None
-    """Seed that is sent with each request; not every server accepts one. Vote n gets seed + n."""
+    """Seed sent with each request; not every server accepts one. Vote n uses seed + n."""
     price: tuple[float, float] | None = None
-    """Prices of a million prompt tokens and of a million answer tokens, `[in, out]`, for the report."""
+    """Prices of a million prompt tokens and a million answer tokens, `[in, out]`, for the report."""
 
     @field_validator("prompt", mode="before")
     @classmethod
@@ -111,20 +113,21 @@ class LLMSection(Section):
 
     @property
     def prompts(self) -> dict[str, str]:
-        """Place (`prompt`, `step_prompt`, `half_prompt`) → the prompt that is used there, by `strategy`."""
+        """Return the prompt used for each role (`prompt`, `step_prompt`, `half_prompt`), which depends on
+        `strategy`."""
         shipped = STRATEGIES.get(self.strategy).prompts
         return dict(zip(shipped, self.prompt, strict=True)) if self.prompt else dict(shipped)
 
     @property
     def asked_prompt(self) -> str:
-        """The prompt whose answer names the step and writes the hint, by `strategy`."""
+        """Return the prompt whose answer names the step and writes the hint, which depends on `strategy`."""
         return list(self.prompts.values())[-1]
 
     @field_validator("price")
     @classmethod
     def _no_money_back(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
         if value is not None and min(value) < 0:
-            raise ValueError(f"a price is not below 0: {list(value)}")
+            raise ValueError(f"a price must not be negative: {list(value)}")
         return value
 
     @model_validator(mode="after")
@@ -132,21 +135,21 @@ class LLMSection(Section):
         wanted = STRATEGIES.get(self.strategy).prompts
         if self.prompt and len(self.prompt) != len(wanted):
             raise ValueError(
-                f"the strategy {self.strategy} takes {len(wanted)} prompt{'s' * (len(wanted) > 1)}, in place of "
-                f"{', '.join(wanted.values())}; prompt names {len(self.prompt)}"
+                f"the strategy {self.strategy} takes {len(wanted)} prompt{'s' * (len(wanted) > 1)} in place of "
+                f"{', '.join(wanted.values())}, but `prompt` names {len(self.prompt)}"
             )
         for (place, default), name in zip(wanted.items(), self.prompt, strict=False):
             if name != default and ROLE_OF.get(name, place) != place:
                 raise ValueError(
-                    f"{name} is the shipped prompt of another place ({ROLE_OF[name]}); the strategy {self.strategy} asks "
-                    f"with {default} there: leave prompt out, or name a prompt of your own"
+                    f"{name} is the shipped prompt for another role ({ROLE_OF[name]}), where the strategy "
+                    f"{self.strategy} uses {default}: leave prompt out, or name a prompt of your own"
                 )
         return self
 
     @model_validator(mode="after")
     def _votes_differ(self) -> LLMSection:
         if self.votes > 1 and self.temperature == 0.0:
-            raise ValueError(f"{self.votes} votes at temperature 0 are one vote; set a temperature, e.g. 0.7")
+            raise ValueError(f"{self.votes} votes at temperature 0 are all the same; set a temperature, e.g. 0.7")
         return self
 
 
@@ -154,21 +157,21 @@ Escalation = Literal["failed", "disagreement", "failed_runs"]
 
 
 class CriticSection(Section):
-    """2. critique: which critics find the errors, and how many findings are used."""
+    """Choose the critics that find the errors, and the number of findings used (2. critique)."""
 
     use: tuple[Annotated[str, NameIn(CRITICS)], ...] = Field(default=("rules",), min_length=1)
-    """Every critic named here reads every trace, and their findings are merged. `strong` comes last and reads only
-    what `escalate` selects; its answer replaces theirs."""
+    """Every critic named here reads every trace, and their findings are merged. `strong` comes last and reads only the
+    traces that `escalate` selects; its answer replaces the others' findings."""
     escalate: tuple[Escalation, ...] = ("failed", "disagreement", "failed_runs")
-    """When `strong` is asked: another critic failed or abstained; two of them name different steps; the run's reward is
-    below `pass_reward` and nobody found anything."""
+    """When `strong` is asked: another critic failed or abstained; two critics name different steps; or the run's reward
+    is below `pass_reward` and no critic found anything."""
     pass_reward: float = 1.0
-    """Traces with at least this reward did not fail."""
+    """Traces with at least this reward count as successful."""
     select: Literal["decisive", "roots"] = "decisive"
-    """Which findings are used: `decisive`: those that a critic marks as decisive, and root findings of critics that
-    mark none; `roots`: root findings, marked or not."""
+    """Which findings are used. `decisive`: findings that a critic marks as decisive, and root findings of critics that
+    mark none; `roots`: all root findings, marked or not."""
     max_per_trace: int = Field(default=3, ge=1)
-    """Largest number of root findings that are used per trace."""
+    """Largest number of root findings used per trace."""
     min_confidence: float = Field(default=0.0, ge=0.0, le=1.0)
     """Findings with a lower confidence are skipped (`low_confidence`)."""
     prompts: ConfigPath | None = None
@@ -176,22 +179,24 @@ class CriticSection(Section):
     allow_hosts: tuple[str, ...] = ()
     """Hosts outside this machine that may receive trace text."""
     secret_scan: Literal["outside", "always", "off"] = "outside"
-    """Whether a trace with keys, tokens or e-mail addresses is refused before any part of it is sent: `outside` for
-    servers that are not this machine."""
+    """Whether traces with keys, tokens or e-mail addresses are refused before any part of them is sent; `outside`
+    applies this only to servers on other machines."""
     revise: bool = False
-    """Whether a hint that the gate rejects goes back to its LLM critic once, with the reason; see `pipeline/revise.py`."""
+    """Whether a hint that the gate rejects is sent back to its LLM critic once, with the reason; see
+    `pipeline/revise.py`."""
     budget_tokens: int | None = Field(default=None, ge=1)
-    """Prompt and answer tokens that this invocation may spend. Finished critiques are kept; the others are owed, and
-    `--resume` continues."""
+    """Prompt and answer tokens that this invocation may spend. Finished critiques are kept; `--resume` continues with
+    the missing ones."""
     allow_owed: float = Field(default=0.0, ge=0.0, le=1.0)
-    """Share of the traces that may lack a critique (server failed, budget spent) when training starts. Above it the
-    run ends before it trains, with exit code 5, and `--resume` continues it."""
+    """Share of the traces that may lack a critique (because a server failed or the budget is spent) when training
+    starts. If a larger share lacks one, the run ends before training with exit code 5, and `--resume` continues it."""
     cache: OutputPath | None = None
-    """File of answers already paid for, shared between runs; default: answers.jsonl in the run folder."""
+    """File of answers already paid for, which runs can share; default: answers.jsonl in the run folder."""
     rules: RulesSection = RulesSection()
     recorded: RecordedSection = RecordedSection()
     checker: ObjectPath | None = None
-    """`path/to/file.py:function` or `package.module:function`: your own rules, Trace → list of Finding."""
+    """`path/to/file.py:function` or `package.module:function`: a function of your own that maps a Trace to a list of
+    Finding."""
     llm: LLMSection = LLMSection()
     strong: LLMSection = LLMSection()
     """A second LLM critic, with the keys of `llm`."""

@@ -1,6 +1,6 @@
-"""YAML plus `key=value` overrides → RunConfig.
+"""Build a RunConfig from a YAML file and `key=value` overrides.
 
-An unknown key is an error that names the nearest known one; nothing is guessed and nothing is ignored.
+An unknown key is an error that names the nearest known one; no key is guessed or ignored.
 """
 
 from __future__ import annotations
@@ -26,12 +26,15 @@ C = TypeVar("C", bound=Section)
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a YAML file (or nothing), apply `key=value` overrides, validate. Paths in the result are absolute.
+    """Read a YAML file (or none), apply `key=value` overrides, and validate the result. Paths in the result are
+    absolute.
 
-    Paths in the file are relative to the file, those in overrides to the working directory; see `core/paths.py`.
+    Paths in the file are relative to the file; paths in overrides are relative to the working directory. See
+    `core/paths.py`.
 
     Raises:
-        ConfigError: file missing, YAML broken, unknown key (with the nearest known one), or a value out of range.
+        ConfigError: the file is missing, the YAML is invalid, a key is unknown (the error names the nearest known one),
+            or a value is out of range.
     """
     config = load_as(RunConfig, path, overrides)
     if path is None or not (Path(path).parent / "manifest.json").exists():
@@ -42,7 +45,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunCo
 
 
 def load_as(model: type[C], path: str | Path | None, overrides: Sequence[str] = ()) -> C:
-    """Read what is no run but has settings written the same way. Raises ConfigError as `load_config` does."""
+    """Read settings that are not a run's but are written in the same way. Raises ConfigError like `load_config`."""
     data: dict[str, Any] = {}
     where = "the overrides"
     if path is not None:
@@ -57,16 +60,17 @@ def load_as(model: type[C], path: str | Path | None, overrides: Sequence[str] = 
             inside = Path(path) / "config.yaml"
             hint = f"its settings are in {inside}" if inside.is_file() else "name the YAML file in it"
             raise ConfigError(
-                f"{path} is a folder, and no run: {hint}", hint="or name a run folder with --resume"
+                f"{path} is a folder but not a run folder: {hint}",
+                hint="give a YAML file, or a run folder with --resume",
             ) from None
         except OSError as error:
-            raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from None
+            raise ConfigError(f"cannot read {path}: {error.strerror or error}") from None
         except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
             raise ConfigError(f"{path} is not valid YAML: {error}") from error
         except RecursionError:
             raise ConfigError(f"{path} is nested too deeply to be a config") from None
         if not isinstance(loaded, dict):
-            raise ConfigError(f"{path} must hold a mapping with the sections {', '.join(model.model_fields)}")
+            raise ConfigError(f"{path} must contain a mapping with the sections {', '.join(model.model_fields)}")
         data = loaded
     overridden = [_apply(data, override) for override in overrides]
     file = None if path is None else Path(path)
@@ -74,18 +78,18 @@ def load_as(model: type[C], path: str | Path | None, overrides: Sequence[str] = 
 
 
 def validate(data: Mapping[str, Any], where: str = "config") -> RunConfig:
-    """Turn plain data into a RunConfig. Raises ConfigError naming every offending key."""
+    """Convert plain data into a RunConfig. Raises ConfigError naming every offending key."""
     return validate_as(RunConfig, data, where)
 
 
 def validate_as(model: type[C], data: Mapping[str, Any], where: str = "config") -> C:
-    """Turn plain data into any settings. Raises ConfigError naming every offending key."""
+    """Convert plain data into settings of any class. Raises ConfigError naming every offending key."""
     problems = [
         f"`{key}` was removed: {REMOVED[key]}" if key in REMOVED else f"unknown key `{key}`{_nearest(key, known)}"
         for key, known in _unknown_keys(data, model)
     ]
     if problems:
-        raise ConfigError(f"{where}: " + "; ".join(problems), hint=f"keys are listed in {model.documented}")
+        raise ConfigError(f"{where}: " + "; ".join(problems), hint=f"{model.documented} lists all keys")
     try:
         return model.model_validate(data)
     except ValidationError as error:
@@ -94,7 +98,7 @@ def validate_as(model: type[C], data: Mapping[str, Any], where: str = "config") 
         items = {e["loc"][:-1] for e in found if e["loc"] and isinstance(e["loc"][-1], int)}
         said = [e for e in found if e["type"] != "too_short" or e["loc"] not in items]
         lines = [f"{'.'.join(str(p) for p in e['loc']) or 'config'}: {_clean(e['msg'])}" for e in said]
-        raise ConfigError(f"{where}: " + "; ".join(lines), hint=f"keys are listed in {model.documented}") from None
+        raise ConfigError(f"{where}: " + "; ".join(lines), hint=f"{model.documented} lists all keys") from None
 
 
 def _clean(message: str) -> str:
@@ -102,7 +106,7 @@ def _clean(message: str) -> str:
 
 
 def _apply(data: dict[str, Any], override: str) -> str:
-    """Set the key in `data`; returns the key."""
+    """Set a key in `data` and return the key."""
     key, sep, text = override.partition("=")
     if not sep or not key:
         raise ConfigError(f"override {override!r} is not of the form key=value")
@@ -167,7 +171,8 @@ def _unknown_keys(
 
 
 def known_keys(data: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Return a copy of a config's plain data without the keys that this release does not know, and these keys."""
+    """Return a copy of a config's plain data without the keys that this release does not know, and a list of those
+    keys."""
     unknown = [key for key, _ in _unknown_keys(data, RunConfig)]
     known = copy.deepcopy(dict(data))
     for key in unknown:
@@ -180,7 +185,8 @@ def known_keys(data: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 
 def _nearest(key: str, known: list[str]) -> str:
-    """Return a misspelt sibling, else the same name in another section, else whatever is spelled alike."""
+    """Return the key that was probably meant: a similar key of the same section, else the same name in another section,
+    else any similar key."""
     section, _, name = key.rpartition(".")
     siblings = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == section}
     near = [siblings[n] for n in difflib.get_close_matches(name, siblings, 1, 0.6)]
@@ -189,7 +195,7 @@ def _nearest(key: str, known: list[str]) -> str:
 
 
 def coerce_sequences(data: dict[str, Any], model: type[Section] = RunConfig) -> dict[str, Any]:
-    """Let YAML write one item if a field holds several: `path: a.jsonl` becomes `path: [a.jsonl]`."""
+    """Turn one YAML item into a list where a field takes several: `path: a.jsonl` becomes `path: [a.jsonl]`."""
     for key in _sequence_keys(model):
         *parents, last = key.split(".")
         node: Any = data

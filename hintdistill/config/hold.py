@@ -1,4 +1,4 @@
-"""The part of the configuration that speaks of hold traces: traces that are only held in place."""
+"""The section about hold traces."""
 
 from __future__ import annotations
 
@@ -11,39 +11,42 @@ from hintdistill.core.paths import ConfigPath
 
 
 class HoldSection(Section):
-    """Hold traces: their steps are held at the initial policy. They are read and scored, but never critiqued or
+    """Set the hold traces, whose steps are held at the initial policy. They are read and scored, but never critiqued or
     hinted."""
 
     path: tuple[ConfigPath, ...] = ()
-    """A file, a folder, a glob or a zip of traces, or several of them, read as `traces.path` is."""
+    """A file, a folder, a glob or a zip of traces, or several of them, read like `traces.path`."""
     split: str | None = None
-    """In place of `path`: a split of `rollout.environment`; the initial policy plays its tasks once, at
-    `rollout.sample.temperature`. Every finished episode is held, whatever its reward, so name a split on which the present
-    behaviour is right."""
+    """Used instead of `path`: a split of `rollout.environment`, whose tasks the initial policy plays once at
+    `rollout.sample.temperature`. Every finished episode is held, whatever its reward, so name a split on which the
+    present behaviour is right."""
     per_trace: int = Field(default=1, ge=1)
-    """Steps per trace that are held, drawn by the seed; given steps are never among them."""
+    """Number of steps held per trace, drawn with the run's seed; given steps are never drawn."""
     limit: int | None = Field(default=None, ge=1)
-    """Largest number of traces, drawn by the seed; of a split, its first tasks."""
+    """Largest number of traces, drawn with the run's seed; for a split, its first tasks."""
     weight: float | None = Field(default=None, ge=0.0)
-    """Coefficient of the hold term (`train.recipe.terms.hold.coef`): a recipe without one gets the default recipe's anchor on
-    these rows, with this coefficient. 0 takes the term away; `null`: the anchor's coefficient, or the recipe's own."""
+    """Coefficient of the hold term (`train.recipe.terms.hold.coef`). A recipe without that term gets the default
+    recipe's anchor on these rows, with this coefficient. 0 removes the term; `null` uses the recipe's own coefficient,
+    or else the anchor's."""
 
     @model_validator(mode="after")
     def _one_source(self) -> HoldSection:
         if self.path and self.split is not None:
-            raise ValueError("hold traces come from files or from an environment's split; set path or split, not both")
+            raise ValueError(
+                "hold traces come from files or from a split of the environment, not both: set either path or split"
+            )
         return self
 
     @property
     def given(self) -> bool:
-        """Whether there are hold traces."""
+        """Return whether there are hold traces."""
         return bool(self.path) or self.split is not None
 
     def terms(self, has_own: bool, default: dict[str, Any]) -> dict[str, Any]:
         """Return this section as overrides of a recipe's terms.
 
         Args:
-            has_own: whether the recipe has a term called `hold`.
+            has_own: whether the recipe has a term named `hold`.
             default: the term that a recipe without one gets.
         """
         if self.weight == 0:

@@ -1,7 +1,7 @@
-"""Keys that the configuration once had: where each one went, and how a saved configuration is read that has them.
+"""Keys that the configuration once had: their replacements, and the translation of saved configurations that use them.
 
-A config or an override with such a key is an error that names the new spelling. The configuration that a run folder keeps is
-translated instead (`upgrade`), so that folders of the version before stay readable.
+A config or an override with such a key causes an error that names the new spelling. The configuration saved in a run
+folder is translated instead (`upgrade`), so that folders of the previous version stay readable.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from hintdistill.recipes.library import merge
 
 _RECIPE = "train.recipe.terms"
 _TERM = "; TERM is `distill`, unless the recipe has hint terms of other names (`hintdistill recipes show NAME`)"
-_GATE = "rescore.gate.checks lists the checks that are made; leave `{}` out of it"
-_PROMPT = "critic.{}.prompt names it: one prompt, or two for binary_search ([critic/half.jinja, critic/step.jinja])"
-_PRICE = "write critic.{}.price=[IN, OUT], both for a million tokens"
+_GATE = "list the checks in rescore.gate.checks; leave `{}` out of the list"
+_PROMPT = "set critic.{}.prompt: one prompt, or two for binary_search ([critic/half.jinja, critic/step.jinja])"
+_PRICE = "write critic.{}.price=[IN, OUT], both per million tokens"
 
 REMOVED: dict[str, str] = {
     "train.divergence": f"write {_RECIPE}.TERM.divergence.kind{_TERM}",
@@ -36,7 +36,8 @@ REMOVED: dict[str, str] = {
     "train.outcome.clip_low": "write train.outcome.clip=[LOW, HIGH]",
     "train.outcome.clip_high": "write train.outcome.clip=[LOW, HIGH]",
     "train.warmup_steps": "write train.warmup_ratio, a share of the optimiser steps (default 0.03)",
-    "train.push_private": "a repository that train.push makes is private; `hintdistill push RUN REPO --public` makes a public one",
+    "train.push_private": "a repository created by train.push is private; "
+    "`hintdistill push RUN REPO --public` creates a public one",
     "inject.message_format": "write inject.formats={message: …}",
     "inject.observation_format": "write inject.formats={observation: …}",
     "inject.system_format": "write inject.formats={system_prompt: …}",
@@ -46,11 +47,12 @@ REMOVED: dict[str, str] = {
     "rescore.gate.check_leak": _GATE.format("leak"),
     "rescore.gate.check_dialect": _GATE.format("dialect"),
     "rescore.gate.check_words": _GATE.format("words"),
-    "rescore.gate.max_null_pass_rate": "the warning begins at .10; the rate itself is in every report (gate.null_pass_rate)",
+    "rescore.gate.max_null_pass_rate": "the warning now starts at .10; the rate itself is in every report "
+    "(gate.null_pass_rate)",
     **{f"critic.{c}.{p}_prompt": _PROMPT.format(c) for c in ("llm", "strong") for p in ("step", "half")},
     **{f"critic.{c}.price_{way}": _PRICE.format(c) for c in ("llm", "strong") for way in ("in", "out")},
     "ablate": "the ablation has its own config, benchmarks/ablation/ablate.yaml; run `python -m benchmarks.ablation`",
-    "rollout.parser": "leave it out: `hermes` is the one parser there is",
+    "rollout.parser": "leave it out: `hermes` is the only parser",
     "rollout.sample.backend": "set rollout.sample.server.base_url: if it is set, the server samples",
 }
 """Key → what to write instead."""
@@ -71,10 +73,10 @@ _CHECKS = {
 
 
 def upgrade(saved: Mapping[str, Any], schema: int = 1) -> dict[str, Any]:
-    """Return the whole configuration that a run of an earlier schema saved, in today's keys and with the same meaning.
+    """Translate the whole configuration saved by a run of an earlier schema into today's keys, with the same meaning.
 
     Raises:
-        InputError: something in it has no translation; the text says what.
+        InputError: a part of it has no translation; the message names it.
     """
     try:
         data = copy.deepcopy(dict(saved))
@@ -83,21 +85,21 @@ def upgrade(saved: Mapping[str, Any], schema: int = 1) -> dict[str, Any]:
     except (ConfigError, KeyError, TypeError, ValueError, AttributeError) as error:
         why = error.message if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
         raise InputError(
-            f"the configuration was saved by configuration schema {schema} and cannot be translated: {why}",
-            hint="read it with the release that made it",
+            f"the configuration was saved with configuration schema {schema} and cannot be translated: {why}",
+            hint="read it with the release that wrote it",
         ) from error
 
 
 def _default_then(recipe: Any) -> Any:
-    """Return the recipe by the name that it has now: what was `targeted` until schema 3, and was meant if none was
-    named."""
+    """Return today's name of the recipe that was called `targeted` until schema 3, and was the default."""
     if isinstance(recipe, Mapping):
         return {**recipe, "preset": _default_then(recipe.get("preset") or DEFAULT)}
     return "targeted_jsd" if recipe == DEFAULT else recipe
 
 
 def _placebos(data: dict[str, Any]) -> dict[str, Any]:
-    """Placebos as kinds and numbers: until schema 2 they were a number, of three kinds in turn; and the gate asked for no odds."""
+    """Return the placebos as kinds and numbers. Until schema 2 they were one number, spread over three kinds in turn,
+    and the gate had no odds condition."""
     rescore = data["rescore"]
     for key in ("min_odds_nats", "min_odds_margin_nats", "min_legal_gain"):
         rescore["gate"].setdefault(key, 0.0)
@@ -153,7 +155,7 @@ def _train(train: dict[str, Any]) -> None:
 
 
 def _recipe(recipe: Any) -> Any:
-    """Return a saved recipe without the keys that recipes no longer have; a term of its own says its rows."""
+    """Return a saved recipe without removed keys; a term that its preset lacks gets `rows: hint`."""
     if not isinstance(recipe, Mapping):
         return recipe
     recipe = copy.deepcopy(dict(recipe))
@@ -172,10 +174,11 @@ def _recipe(recipe: Any) -> Any:
 
 
 def _terms(train: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
-    """Take the settings of terms out of a saved section; returns them as changes of the recipe's terms.
+    """Move the settings of terms out of a saved section and return them as changes of the recipe's terms.
 
     Raises:
-        ConfigError: the divergence or the support is set, and the recipe has no term `distill`; schema 1 knew no other.
+        ConfigError: the divergence or the support is set, but the recipe has no term `distill`, the only one that
+            schema 1 knew.
     """
     support = {"union_topk": "union", None: None}.get(train["support"], train["support"])
     distill = {

@@ -1,4 +1,6 @@
-"""Every key of the configuration with its type, default and meaning: for docs/config.md, the JSON schema and the frozen surface."""
+"""Every key of the configuration with its type, default and meaning, for docs/config.md, the JSON schema and the frozen
+surface.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +22,10 @@ from hintdistill.core.registry import NameIn
 
 @dataclass(frozen=True)
 class Leaf:
-    """One key that can be set."""
+    """Describe one key that can be set."""
 
     key: str
-    """With its sections, e.g. `train.lora.rank`."""
+    """The key with its sections, e.g. `train.lora.rank`."""
     type: str
     default: str
     meaning: str
@@ -31,7 +33,7 @@ class Leaf:
 
 def leaves(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[Leaf]:
     """Yield every key below a section, in order. A key whose type is a section, or a section or null, is not a leaf;
-    its keys are."""
+    the section's keys are yielded instead."""
     texts = meanings(model)
     for name, info in model.model_fields.items():
         inner = section_of(info.annotation)
@@ -44,7 +46,7 @@ def leaves(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[Lea
 
 
 def meanings(model: type[BaseModel]) -> dict[str, str]:
-    """Key → the string under it in the source of a section."""
+    """Return the description of each key: the string below it in the source of its section."""
     tree = ast.parse(inspect.getsource(sys.modules[model.__module__]))
     (found,) = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == model.__name__]
     texts = {}
@@ -56,8 +58,7 @@ def meanings(model: type[BaseModel]) -> dict[str, str]:
 
 
 def type_name(annotation: Any, metadata: Sequence[Any] = ()) -> str:
-    """Return a type as a reader wants it; a name of a registry is shown as the names there are, to which plugins may
-    add."""
+    """Return a type in readable form. For a registry name, list the known names, to which plugins may add."""
     if names := [m for m in metadata if isinstance(m, NameIn)]:
         return f"name: {names[0].choices}"
     text = (
@@ -70,7 +71,7 @@ def type_name(annotation: Any, metadata: Sequence[Any] = ()) -> str:
 
 
 def default_of(info: Any) -> str:
-    """Return a field's default, as YAML writes it."""
+    """Return a field's default in YAML notation."""
     if info.default_factory is not None:
         return "{}"
     if info.default is PydanticUndefined:
@@ -84,8 +85,8 @@ def default_of(info: Any) -> str:
 
 
 def json_schema() -> dict[str, Any]:
-    """Return the JSON schema of a config file, with what each key means. Under `train.recipe` stands the name of a
-    recipe or any of its keys; `recipe_schema` has those."""
+    """Return the JSON schema of a config file, with the meaning of each key. `train.recipe` takes the name of a recipe
+    or any of its keys, which `recipe_schema` describes."""
     schema = RunConfig.model_json_schema()
     described = {model.__name__: model for model in _sections(RunConfig)}
     for name, part in {**schema["$defs"], RunConfig.__name__: schema}.items():
@@ -97,8 +98,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def _one_or_several(field: dict[str, Any]) -> dict[str, Any]:
-    """Return a field's schema; one that holds several items of a kind takes one item as it is, as `load_config`
-    does."""
+    """Return a field's schema. A field that takes a list also accepts a single item, as in `load_config`."""
     if field.get("type") != "array" or "items" not in field:
         return field
     said = {key: field[key] for key in ("title", "description", "default") if key in field}

@@ -130,10 +130,11 @@ class TwinMaker:
     """Kinds of edit it knows, at most one of each for a finding."""
 
 
-def _maker(name: str, kinds: str, *others: str) -> TwinMaker:
-    return TwinMaker(name, f"hintdistill.injection.twin_makers:{name}", (name, *others), tuple(kinds.split()))
+def _maker(name: str, kinds: str, *others: str, module: str = "twin_makers") -> TwinMaker:
+    return TwinMaker(name, f"hintdistill.injection.{module}:{name}", (name, *others), tuple(kinds.split()))
 
 
+_STOPS = "unasked waived had observation nested done earlier"
 TWIN_MAKERS: Registry[TwinMaker] = Registry(
     "twin maker",
     TwinMaker,
@@ -147,6 +148,7 @@ TWIN_MAKERS: Registry[TwinMaker] = Registry(
             _maker("ignored_error", "field plain nested warning shaped"),
             _maker("repeated_failing_call", "removed transient retry", "repeated_step"),
             _maker("wrong_tool", "request system describe", "unneeded_call"),
+            _maker("stopped_early", _STOPS, "premature_finish", module="twin_stops"),
         )
     },
     group="hintdistill.twin_makers",

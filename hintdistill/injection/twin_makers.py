@@ -77,7 +77,7 @@ class TwinCase:
         return json_of(self.trace.tools[number])
 
     def swap(self, number: int, old: str, new: str) -> tuple[Replacement, ...]:
-        """Return a change of one place in a tool's schema; nothing if the old text does not are there exactly
+        """Return a change of one place in a tool's schema; nothing if the old text is not there exactly
         once."""
         if self.text(number).count(old) != 1 or old == new:
             return ()
@@ -121,7 +121,7 @@ def twin_edits(trace: Trace, finding: Finding, seed: int = 0) -> list[TwinEdit]:
     return own + drawn
 
 
-class _Edits:
+class Edits:
     """Collects the edits of one maker; a kind without replacements is none."""
 
     def __init__(self, maker: str) -> None:
@@ -137,7 +137,7 @@ class _Edits:
 
 def unknown_tool(case: TwinCase) -> list[TwinEdit]:
     """The called tool is listed: in place of the right one, beside it, as its new name, or as the user asks for it."""
-    wrong, edits = case.call.name, _Edits("unknown_tool")
+    wrong, edits = case.call.name, Edits("unknown_tool")
     if case.tool_number(wrong) is not None:
         raise TwinError("no_edit", f"the tool {wrong} is listed")
     right = right_tool(case.trace, case.finding, case.call)
@@ -170,7 +170,7 @@ def wrong_argument(case: TwinCase) -> list[TwinEdit]:
     free = missing or [p for p in properties if p not in args]
     right = case.finding.facts.get("right")
     right = right if right in free else free[0] if len(free) == 1 else None
-    edits = _Edits("wrong_argument")
+    edits = Edits("wrong_argument")
     required = without_requirement(parameters, right) if right is not None and right in missing else None
     loose = () if required is None else case.swap(number, *required)
     needs = [loose] if required is not None else []
@@ -197,7 +197,7 @@ def _missing_argument(case: TwinCase, number: int, missing: list[str], propertie
     """Edits for a call that leaves out a required argument."""
     if len(missing) != 1 or missing[0] not in properties:
         raise TwinError("no_edit", f"{len(missing)} required arguments are missing")
-    edits, (name,) = _Edits("wrong_argument"), missing
+    edits, (name,) = Edits("wrong_argument"), missing
     parameters = case.function(number)["parameters"]
     loose = case.swap(number, *without_requirement(parameters, name))
     spec = properties[name]
@@ -220,7 +220,7 @@ def wrong_argument_type(case: TwinCase) -> list[TwinEdit]:
     found = [] if number is None else argument_errors(case.function(number), case.call)
     if number is None or not found:
         raise TwinError("no_edit", "no argument breaks its schema")
-    edits = _Edits("wrong_argument_type")
+    edits = Edits("wrong_argument_type")
     for kind, old, new in relaxations(found[0]):
         edits.add(kind, case.swap(number, old, new))
     return edits.made
@@ -231,7 +231,7 @@ def skipped_lookup(case: TwinCase) -> list[TwinEdit]:
     argument, value = _made_up(case)
     said = str(value) if not isinstance(value, bool | dict | list) else json_of(value)
     words = f"The {argument} is {said}."
-    edits = _Edits("skipped_lookup")
+    edits = Edits("skipped_lookup")
     user = case.last("user")
     if user is not None:
         text = case.before[user].content or ""
@@ -285,7 +285,8 @@ def _with_field(text: str, index: int, name: str, value: Any) -> tuple[Replaceme
     return (Replacement(where="message", index=index, old=text, new=new),)
 
 
-_FAILS = re.compile(r"error|exception|fail|timed? ?out|traceback", re.IGNORECASE)
+FAILS = re.compile(r"error|exception|fail|timed? ?out|traceback", re.IGNORECASE)
+"""Words by which an observation is taken to be a failure."""
 _STATED = re.compile(r"\"[^\"\n]{1,80}\"|(?<![\w.])[-+]?\d[\d.,:/-]*\d(?!\w)|(?<![\w.])\d(?!\w)|\b\w*\d\w*\b")
 
 
@@ -296,7 +297,7 @@ def ignored_error(case: TwinCase) -> list[TwinEdit]:
         if case.before[i].role != "tool":
             break
         results.append(i)
-    failed = [i for i in results if _FAILS.search(case.before[i].content or "")]
+    failed = [i for i in results if FAILS.search(case.before[i].content or "")]
     if not failed:
         raise TwinError("no_edit", "there is no failing observation right above the step")
     at = failed[0]
@@ -315,7 +316,7 @@ def ignored_error(case: TwinCase) -> list[TwinEdit]:
 
     names = _fields(case, at, content, stated)
     result = dict(zip(names, stated, strict=True))
-    edits = _Edits("ignored_error")
+    edits = Edits("ignored_error")
     edits.add("field", told(result))
     edits.add("plain", told(", ".join(stated)))
     edits.add("nested", told({"status": "ok", "result": result}))
@@ -362,7 +363,7 @@ def _shape_of_success(case: TwinCase, at: int, stated: list[str]) -> dict[str, A
     """Return a result of the same tool elsewhere in the trace, with the stated values in place of its own."""
     tool = case.before[at].name or _caller(case, at)
     for message in case.trace.messages:
-        if message.role != "tool" or message.name != tool or not tool or _FAILS.search(message.content or ""):
+        if message.role != "tool" or message.name != tool or not tool or FAILS.search(message.content or ""):
             continue
         try:
             value = json.loads(message.content or "")
@@ -385,7 +386,7 @@ def repeated_failing_call(case: TwinCase) -> list[TwinEdit]:
     end = earlier + 1
     while end < len(case.before) and case.before[end].role == "tool":
         end += 1
-    edits = _Edits("repeated_failing_call")
+    edits = Edits("repeated_failing_call")
     if len(case.before[earlier].tool_calls) == 1:
         edits.add("removed", removed=tuple(range(earlier, end)))
     if end == earlier + 1:
@@ -406,7 +407,7 @@ def wrong_tool(case: TwinCase) -> list[TwinEdit]:
     number = case.tool_number(name)
     if number is None:
         raise TwinError("no_edit", f"the tool {name} is not listed")
-    edits = _Edits("wrong_tool")
+    edits = Edits("wrong_tool")
     edits.add("request", case.say("user", f"Use {name} for it."))
     edits.add("system", case.say("system", f"For such requests call {name}."))
     edits.add("describe", with_note(case.trace.tools[number], number, "Call it for requests such as this one."))

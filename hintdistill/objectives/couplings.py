@@ -61,35 +61,5 @@ def advantage_add(
     return held, {"sign_held": _mean((held != total).float())}
 
 
-def row_gate(
-    advantage: Tensor, teacher: Tensor, student: Tensor, delta: float = 0.0
-) -> tuple[Tensor, dict[str, float]]:
-    """1 where A > 0 and L_T > L_S + δ, or A ≤ 0 and L_T < L_S - δ; summed log-probabilities per row [R]. RG-OPD.
-
-    Metrics: `rows_open`, the share of rows that pass.
-    """
-    same_shape(advantage=advantage, teacher=teacher, student=student)
-    gate = torch.where(advantage > 0, teacher > student + delta, teacher < student - delta).to(advantage)
-    return gate, {"rows_open": _mean(gate)}
-
-
 def _mean(x: Tensor) -> float:
     return float(x.detach().mean()) if x.numel() else 0.0
-
-
-def decayed_rewards(rewards: Sequence[Sequence[float]]) -> list[list[float]]:
-    """r̃_n = r_n · mean of all already scaled rewards of earlier attempts: aid counts by present unaided success.
-
-    `rewards[n]` are the rewards of attempt n over the batch. SocraticPO (arXiv 2606.09887).
-    """
-    scaled: list[list[float]] = []
-    for attempt in rewards:
-        earlier = [r for row in scaled for r in row]
-        factor = 1.0 if not scaled else (sum(earlier) / len(earlier) if earlier else 0.0)
-        scaled.append([r * factor for r in attempt])
-    return scaled
-
-
-def confidence_shares(confidences: Sequence[float], tau: float = 1.0) -> list[float]:
-    """softmax(confidence/100/τ) over teachers, confidences in percent. MAD-OPD (arXiv 2605.01347)."""
-    return (torch.tensor(list(confidences), dtype=torch.float64) / 100 / tau).softmax(0).tolist()

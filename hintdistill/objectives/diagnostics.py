@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from hintdistill.objectives.checks import rows_fill, same_shape
-from hintdistill.objectives.controllers import cliff_lambda
 from hintdistill.objectives.divergences import rkl
 from hintdistill.objectives.scorebank import at, compat
 
@@ -87,6 +87,19 @@ def top_k_mass(student: Tensor, teacher: Tensor, k: int = 16) -> float:
     return float(compat(student, teacher, k).mean())
 
 
+def cliff_lambda(p: float, b: float, c: float) -> float:
+    """λ*, below which extrapolation (teacher λ, initial 1-λ) keeps structural tokens within the clip-safe region.
+
+    p, b: modal probability of teacher and initial policy at structural tokens (tool-call syntax); c: clip of the
+    importance ratio. λ* = [log((1-p)/(c-1+p)) - log((1-b)/b)]/[log((1-p)/p) - log((1-b)/b)]. arXiv 2605.08737. λ*(.9993, .81,
+    5) = 1.2769. Raises ValueError unless 0 < b < p < 1 and c > 1.
+    """
+    if not (0 < b < p < 1 and c > 1):
+        raise ValueError(f"need 0 < b < p < 1 and c > 1, not p={p}, b={b}, c={c}")
+    odds_b = math.log((1 - b) / b)
+    return (math.log((1 - p) / (c - 1 + p)) - odds_b) / (math.log((1 - p) / p) - odds_b)
+
+
 def length_tail(lengths: Sequence[int]) -> float:
     """Longest over mean length; CGTR (arXiv 2606.03532) holds it below 3.2."""
     return max(lengths) / (sum(lengths) / len(lengths))
@@ -109,4 +122,4 @@ DIAGNOSTICS: dict[str, Callable[..., object]] = {
     "lambda_cliff": cliff_lambda,
     "top_k_mass": top_k_mass,
 }
-"""What the diagnostics a recipe names are."""
+"""By the names that recipes' words use."""

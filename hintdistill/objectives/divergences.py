@@ -207,15 +207,3 @@ def token_preference(
     margin = ratio.gather(-1, better) - ratio.gather(-1, sampled[:, None])
     active = better[:, 0] != sampled
     return torch.where(active, -torch.nn.functional.logsigmoid(beta * margin[:, 0]), 0.0), active
-
-
-def sequence_preference(chosen: Tensor, rejected: Tensor, beta: float = 1.0) -> Tensor:
-    """-log σ(β(log-ratio of y⁺ - log-ratio of y⁻)) per pair [R], from Σ_t log π_θ/π_ref of each. PBSD (arXiv 2605.05040)."""
-    same_shape(chosen=chosen, rejected=rejected)
-    return -torch.nn.functional.logsigmoid(beta * (chosen - rejected))
-
-
-def unpaired_bco(log_ratio: Tensor, good: Tensor, delta: float) -> Tensor:
-    """-log σ(r̃ - δ) where good, -log σ(-(r̃ - δ)) where not [R]; r̃ = β·log q_φ/π_θ. VPD's E-step (arXiv 2605.15113)."""
-    same_shape(log_ratio=log_ratio, good=good)
-    return -torch.nn.functional.logsigmoid(torch.where(good, log_ratio - delta, delta - log_ratio))

@@ -189,23 +189,16 @@ SCORES: dict[str, Callable[[ScoreBank], Tensor]] = {
 divergences in nats, `pos` in (0, 1), `index` from 1; the rest as their functions say."""
 
 FACTS = (
-    "turn_is_target",
     "in_quote",
     "since_error",
     "advantage",
     "reward",
     "group_acc",
-    "confidence",
-    "tag",
-    "lookahead",
-    "lagged",
     "key_span",
     "error_span",
-    "on_policy",
     "rollout_ppl_S",
     "rollout_ppl_T",
 )
 """What only the caller knows: [N] or [R]. `rollout_ppl_S`, `rollout_ppl_T`: [R, M], perplexity of a row's whole rollout when it was
 sampled, by the student and by the teacher, and behind it those of its task's other rollouts that ended alike, NaN for none.
-`since_error` counts from the first quoted token (negative before it); `tag` is 1 on the tokens of an action; `lagged` is a
-controller's threshold; `lookahead` a reward from further queries (LGR)."""
+`since_error` counts from the first quoted token (negative before it)."""

@@ -180,8 +180,8 @@ def rolling_stop(
 ) -> Tensor:
     """0 from the first of `patience` windows in a row whose mean lies below the level. KAT (arXiv 2606.09471).
 
-    The level is the (1-η)-quantile of each row's lowest window mean, over this batch, unless it is given (KAT keeps a buffer
-    of 4096; see `controllers.KatBuffer`). The first `skip` tokens are exempt.
+    The level is the (1-η)-quantile of each row's lowest window mean, over this batch, unless it is given (KAT takes it over
+    a buffer of the last 4096 rows). The first `skip` tokens are exempt.
     """
     means = [_rolling_mean(row, window) for row in x.split(list(lengths))]
     if level is None:

@@ -93,24 +93,3 @@ def _combined(
         if clipped:
             metrics["residual_clipped"] = float(torch.stack(clipped).max())
     return total.masked_fill(gone, -torch.inf)
-
-
-def bridge_beta(student: Tensor, teacher: Tensor, budget: float, steps: int = 60) -> Tensor:
-    """Return the largest β in [0, 1] with KL(μ_β ‖ S) ≤ budget nats, μ_β ∝ S^(1-β)·T^β, per position [N, V] → [N].
-
-    KL(μ_β ‖ S) grows with β, so bisection finds it. Trust-region behaviour blending (arXiv 2605.31159).
-    """
-    same_shape(student=student, teacher=teacher)
-    s, t = student.detach(), teacher.detach()
-
-    def spent(beta: Tensor) -> Tensor:
-        mu = ((1 - beta)[:, None] * s + beta[:, None] * t).log_softmax(-1)
-        return (mu.exp() * (mu - s)).sum(-1)
-
-    low, high = torch.zeros_like(s[:, 0]), torch.ones_like(s[:, 0])
-    whole = spent(high) <= budget
-    for _ in range(steps):
-        middle = (low + high) / 2
-        within = spent(middle) <= budget
-        low, high = torch.where(within, middle, low), torch.where(within, high, middle)
-    return torch.where(whole, torch.ones_like(low), low)

@@ -1,1 +1,3 @@
-"""A run from traces to the corrected student: `stages` has the order, `run` a whole run, `rounds` the on-policy loop."""
+"""A run from traces to the corrected student: `stages` defines the order, `run` does a whole run, `rounds` the
+on-policy loop.
+"""

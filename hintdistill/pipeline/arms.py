@@ -1,8 +1,10 @@
-"""The runner of arms: variants of shared targets that train on equally many rows for equally many optimiser steps.
+"""The runner of arms: variants of shared targets that are trained on equally many rows for equally many optimiser
+steps.
 
-An arm is a name, how its targets are made, and the training settings in which it differs (its own learning rate, say).
-What is trained and measured of an arm is a job. A job's result is one JSON file under the key of everything that it
-depends on: a job without a result, or with one under another key, is owed; a kill costs the job that was at work.
+An arm consists of a name, a way to make its targets, and its own training settings (e.g. its learning rate). A job
+trains and measures one arm. A job's result is one JSON file, stored under a key of everything it depends on. A job
+without a result under its current key is run, so a kill costs only the job in progress. A job without a result under
+its current key is owed, so a kill costs only the job in progress.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from hintdistill.core.types import HELD
 from hintdistill.core.variables import environment_variables
 from hintdistill.injection.hints import seed_of
 from hintdistill.pipeline.progress import Advance, Console
+from hintdistill.recipes.describe import content
 
 if TYPE_CHECKING:
     from hintdistill.training.reward import OutcomeData
@@ -38,35 +41,35 @@ RESULT = "result.json"
 
 @dataclass(frozen=True)
 class Arm:
-    """A variant of the shared targets."""
+    """Define a variant of the shared targets."""
 
     name: str
     targets: Callable[[], Sequence[Target]]
-    """Makes the targets, anchors included; called when the arm is owed and not before."""
+    """Makes the targets, including anchors; called only if the arm has no result yet."""
     train: Mapping[str, Any] = field(default_factory=dict)
-    """Keys of the `train` section in which this arm differs from the others."""
+    """Keys of the `train` section that differ from the other arms."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What is equal in all arms."""
+    """Hold the quantities that are equal in all arms."""
 
     rows: int
-    """Hint rows: steps with a loss of their own."""
+    """Number of hint rows: steps with a loss of their own."""
     anchors: int
-    """Anchor rows; see `others`."""
+    """Number of anchor rows; see `others`."""
     steps: int
-    """Optimiser steps."""
+    """Number of optimiser steps."""
     fill: bool = True
-    """Repeat the rows of an arm that has too few; without it `rows` and `anchors` are upper bounds."""
+    """Whether to repeat the rows of an arm that has too few; otherwise `rows` and `anchors` are upper bounds."""
     held_share: float = 0.5
-    """Share of the anchors that is drawn from `held` targets, if there are any."""
+    """Share of the anchors drawn from `held` targets, if there are any."""
     others: Mapping[str, int] = field(default_factory=dict)
-    """Rows of held kinds (`twin`, `hold`) that have a number of their own; those of other held kinds count among `anchors`."""
+    """Rows of held kinds (`twin`, `hold`) that have a separate number; rows of other held kinds count as `anchors`."""
 
     def content(self) -> dict[str, Any]:
-        """Return what results depend on, as plain data; without `others` if there are none, as before there were
-        such kinds."""
+        """Return the values that results depend on, as plain data; `others` is omitted if empty, so that older keys
+        stay valid."""
         data = asdict(self)
         return data if self.others else {k: v for k, v in data.items() if k != "others"}
 
@@ -75,9 +78,9 @@ class Budget:
 
 
 def changed(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keys of a `train` section with an arm's own merged into them, key by key.
+    """Return a `train` section with an arm's changes merged into it, key by key.
 
-    A recipe that is changed starts from the one that is there, unless it says by `preset` from which.
+    A changed recipe starts from the section's recipe, unless the change names another one with `preset`.
     """
     own = change.get("recipe")
     if isinstance(own, Mapping) and "preset" not in own and base.get("recipe") is not None:
@@ -86,7 +89,7 @@ def changed(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any
 
 
 def combined(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    """Return one change that does what `first` and then `second` do to a `train` section."""
+    """Return one change of a `train` section that has the effect of `first` followed by `second`."""
     before, own = first.get("recipe"), second.get("recipe")
     if isinstance(before, Mapping) and isinstance(own, Mapping) and "preset" not in {*before, *own}:
         # both change the recipe of a section that is not here
@@ -105,8 +108,8 @@ def _merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any
 
 
 def cross_entropy(section: TrainSection) -> dict[str, Any]:
-    """Return the change that gives a section's hint rows the forward KL: from a target that is certain, that is
-    cross-entropy."""
+    """Return the change that gives a section's hint rows the forward KL; with a target that is certain of one token,
+    this is cross-entropy."""
     named = [name for name, term in section.effective_recipe.terms.items() if term.rows == "hint"]
     return {
         "recipe": {"preset": section.recipe, "terms": {name: {"divergence": {"kind": "fkl"}} for name in named}},
@@ -114,11 +117,11 @@ def cross_entropy(section: TrainSection) -> dict[str, Any]:
 
 
 def training_content(section: TrainSection) -> dict[str, Any]:
-    """Return what a training depends on of its settings, with the recipe's content in the place of its name or path."""
+    """Return the settings that a training depends on; a recipe's name or path is replaced by its content."""
     external = section.effective_recipe.teacher.model
     return {
         **section.model_dump(mode="json", exclude={"recipe", *OUTPUT_KEYS}),
-        "recipe": section.effective_recipe.model_dump(mode="json", exclude={"teacher": {"model"}}),
+        "recipe": content(section.effective_recipe),
         "teacher": None if external is None else model_key(resolve_model(external)).weights,
     }
 
@@ -129,13 +132,14 @@ def training_content(section: TrainSection) -> dict[str, Any]:
 def draw_rows(
     targets: Sequence[Target], budget: Budget, salt: str, held: Sequence[Target] = ()
 ) -> tuple[list[Target], dict[str, int]]:
-    """Draw the budget's rows among the accepted targets, by `salt` alone; returns them and how many of each kind differ.
+    """Draw the budget's rows from the accepted targets, by `salt` alone. Return them and the number of distinct rows of
+    each kind.
 
-    Where there are too few, they are repeated in rounds, under keys of their own, until there are as many as asked for.
-    A kind without a single target stays empty.
+    If there are too few, rows are repeated in rounds, under keys of their own, up to the requested number. A kind
+    without any target stays empty.
 
     Args:
-        held: further anchors, the same in every arm.
+        held: further anchors, which are the same in every arm.
     """
     of_held = round(budget.held_share * budget.anchors) if held else 0
     kinds = ("hint", "anchor", *budget.others)
@@ -161,37 +165,37 @@ def draw_rows(
 
 @dataclass(frozen=True)
 class ArmTraining:
-    """One training of one arm."""
+    """Define one training of one arm."""
 
     name: str
-    """Named in errors and part of the training's key."""
+    """The name, used in errors and in the training's key."""
     student: Path
-    """Whose weights it starts from."""
+    """The folder of the weights to start from."""
     initial: Path
-    """The initial policy."""
+    """The folder of the initial policy."""
     run: RunSection
     section: TrainSection
-    """The arm's own settings; how many epochs is decided by `steps`."""
+    """The arm's own settings; `steps` decides the number of epochs."""
     steps: int
-    """Optimiser steps."""
+    """Number of optimiser steps."""
     outcome: OutcomeData | None = None
     made_of: str = ""
-    """Key of what the targets are made of beyond what their own keys say, e.g. prompts."""
+    """Key of everything the targets are made of that their own keys do not cover, e.g. prompts."""
 
 
 def train_arm(
     job: ArmTraining, targets: list[Target], out: Path, work: Path, advance: Advance | None = None
 ) -> TrainSummary:
-    """Train on `targets` for exactly `job.steps` optimiser steps, unless `out` holds that student already.
+    """Train on `targets` for exactly `job.steps` optimiser steps, unless `out` already contains that student.
 
-    The only place in which arms call the training.
+    All trainings of arms go through this function.
 
     Args:
-        advance: told of every optimiser step.
+        advance: called after every optimiser step.
 
     Raises:
-        EmptyFunnelError: no hint row, or another number of steps than asked for.
-        TripwireError: something is not finite, or a bound of `train.tripwires` is crossed.
+        EmptyFunnelError: there is no hint row, or training ended after another number of steps than requested.
+        TripwireError: a value is not finite, or a bound of `train.tripwires` was exceeded.
     """
     from hintdistill.training.reward import NO_OUTCOME
     from hintdistill.training.rows import build_rows
@@ -226,29 +230,29 @@ def train_arm(
 
 
 class ArmJob(Protocol):
-    """A piece of work whose result is kept. Picklable, if it is to run in a process of its own."""
+    """A piece of work whose result is kept. It must be picklable if it runs in a separate process."""
 
     @property
     def name(self) -> str:
-        """Folder of the result, below the folder of all results."""
+        """Return the folder of the result, relative to the folder of all results."""
         ...
 
     @property
     def units(self) -> int:
-        """How much it adds to the progress bar."""
+        """Return how many units the job adds to the progress bar."""
         ...
 
     def key(self) -> str:
-        """Content key of everything that the result depends on."""
+        """Return the content key of everything that the result depends on."""
         ...
 
     def run(self, advance: Advance) -> dict[str, Any]:
-        """Do it; returns the result as plain data. Calls `advance` `units` times, or less often."""
+        """Do the work and return the result as plain data. Call `advance` at most `units` times."""
         ...
 
 
 def seconds_per_step(run: Path) -> float | None:
-    """Seconds of an optimiser step of the run's own training, from its metrics; None if it has not trained."""
+    """Return the seconds per optimiser step of the run's own training, from its metrics; None if it has not trained."""
     for path in sorted((run / "train").glob("*/metrics.jsonl")):
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         known = [r["train_runtime"] / r["step"] for r in rows if r.get("train_runtime") and r["step"]]
@@ -258,7 +262,7 @@ def seconds_per_step(run: Path) -> float | None:
 
 
 def result_of(folder: Path, job: ArmJob) -> dict[str, Any] | None:
-    """Return the result of a job, or None if it is owed."""
+    """Return the result of a job, or None if there is none yet."""
     path = folder / job.name / RESULT
     if not path.is_file():
         return None
@@ -267,7 +271,7 @@ def result_of(folder: Path, job: ArmJob) -> dict[str, Any] | None:
 
 
 def perform(folder: Path, job: ArmJob, advance: Advance = lambda _: None) -> Path:
-    """Do a job if it is owed; returns the file of its result. Raises whatever the job raises."""
+    """Run a job unless its result exists, and return the file of its result. Raises whatever the job raises."""
     path = folder / job.name / RESULT
     if result_of(folder, job) is None:
         began = time.process_time()
@@ -280,13 +284,14 @@ def perform(folder: Path, job: ArmJob, advance: Advance = lambda _: None) -> Pat
 def run_owed(
     folder: Path, jobs: Sequence[ArmJob], label: str, console: Console, *, processes: int | None = None
 ) -> int:
-    """Do the jobs that are owed, in order; returns how many were.
+    """Run the jobs without a result in order, and return their number.
 
     Args:
-        processes: how many processes of one thread share the work; None does it here, one job after the other.
+        processes: number of single-threaded processes that share the work; None does the jobs in this process, one
+            after the other.
 
     Raises:
-        HintdistillError: a job failed. With processes, the others are finished first; all results are kept.
+        HintdistillError: a job failed. With several processes, the other jobs are finished first; all results are kept.
     """
     owed = [j for j in jobs if result_of(folder, j) is None]
     with console.progress(label, sum(j.units for j in jobs)) as advance:
@@ -336,7 +341,9 @@ def _in_processes(
         more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
         raise type(first)(
             f"job {job.name}{more}: {first.message}",
-            hint=f"{first.hint}; --resume does what is owed" if first.hint else "--resume does what is owed",
+            hint=f"{first.hint}; --resume does the remaining work"
+            if first.hint
+            else "--resume does the remaining work",
         )
 
 

@@ -1,4 +1,6 @@
-"""`hintdistill train RUN --beside NAME`: another student from the targets that a run has stored. Nothing is scored again."""
+"""`hintdistill train RUN --beside NAME`: train another student on the stored targets of a run. Nothing is scored
+again.
+"""
 
 from __future__ import annotations
 
@@ -15,29 +17,29 @@ from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.store import RunDir
 
 FOLDER = "students"
-"""Below the run folder: one folder for each name."""
+"""Name of the folder in the run folder that contains one folder for each student."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def train_beside(run: Path, name: str, overrides: Sequence[str], console: Console, *, trust: bool = False) -> Path:
-    """Train a student into RUN/students/NAME with other settings of training; the run's own student stays as it is.
+    """Train a student with other training settings into RUN/students/NAME; the run's own student stays unchanged.
 
-    Called again with the same settings it does nothing; after a kill it goes on from the last checkpoint.
+    A second call with the same settings does nothing; after a kill, training continues from the last checkpoint.
 
     Args:
-        overrides: `train.…=value`, against the run's own settings.
+        overrides: `train.…=value` items that change the run's own settings.
         trust: see `pipeline.run.run`.
 
     Raises:
-        ConfigError: a setting that is not of training, one under which the stored targets would be others, or a bad name.
-        HintdistillError: what training raises; see `train.into`.
+        ConfigError: an override is not a training setting, would change the stored targets, or the name is invalid.
+        HintdistillError: training failed; see `train.into`.
     """
     if not _NAME.fullmatch(name):
-        raise ConfigError(f"{name!r} names no folder: letters, digits, dots and dashes, at most 64 of them")
+        raise ConfigError(f"{name!r} is not a valid folder name: use at most 64 letters, digits, dots and dashes")
     if others := [o for o in overrides if not o.startswith("train.")]:
         raise ConfigError(
-            f"{others[0]} is not a setting of training, and the stored targets were made under the run's own settings",
-            hint="--beside takes train.…=value; anything else is another run",
+            f"{others[0]} is not a training setting, and the stored targets were made with the run's own settings",
+            hint="--beside takes only train.…=value; start another run for other settings",
         )
     rundir = RunDir.reopen(run)
     try:
@@ -45,7 +47,7 @@ def train_beside(run: Path, name: str, overrides: Sequence[str], console: Consol
         own, config = (load_config(rundir.settings_file(), list(o)).of_folder(foreign) for o in ((), overrides))
         if own.run.rounds is not None:
             raise ConfigError(
-                "each round of this run has targets of its own", hint="--beside takes a run without rounds"
+                "each round of this run has its own targets", hint="--beside works only on a run without rounds"
             )
         _same_targets(own, config)
         folder = rundir.path / FOLDER / name
@@ -58,7 +60,7 @@ def train_beside(run: Path, name: str, overrides: Sequence[str], console: Consol
 
 
 def _same_targets(own: RunConfig, config: RunConfig) -> None:
-    """Raise ConfigError if the rescore stage would store other targets."""
+    """Raise ConfigError if the rescore stage would store different targets under these settings."""
     one, other = (c.train.effective_recipe for c in (own, config))
     differ = {
         "train.recipe.teacher": one.teacher != other.teacher,
@@ -70,6 +72,6 @@ def _same_targets(own: RunConfig, config: RunConfig) -> None:
     }
     if named := [key for key, differs in differ.items() if differs]:
         raise ConfigError(
-            f"{', '.join(named)} decides what is scored and stored, and --beside trains on what is stored",
-            hint="start another run with it",
+            f"{', '.join(named)} changes which targets are scored and stored, but --beside trains on the stored ones",
+            hint="start another run with this setting",
         )

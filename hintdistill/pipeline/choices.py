@@ -1,4 +1,4 @@
-"""Which of the hints that compete for a finding is trained on, from their stored targets."""
+"""Choose which of the hints that compete for a finding is trained on, from their stored targets."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from hintdistill.rescoring.store import TargetStore
 
 
 def finding_of(hint: HintItem) -> str:
-    """Key of the finding that a hint is of, which those that compete with it share."""
+    """Return the key of a hint's finding, which all competing hints share."""
     return content_key(hint.injection.trace_id, hint.injection.finding.model_dump(mode="json"))
 
 
 def choices(ctx: RunContext, store: TargetStore, finding: Mapping[str, str]) -> dict[str, Choice]:
-    """Return what becomes of each hint that competes for a finding, by target key.
+    """Return the outcome for each hint that competes for a finding, by target key.
 
     Args:
-        finding: by target key, see `finding_of`.
+        finding: the finding's key by target key, see `finding_of`.
     """
     if ctx.config.inject.candidates == 1:
         return {}

@@ -1,7 +1,7 @@
-"""What of a run folder can go: found and weighed first, then deleted.
+"""Find and delete the parts of a run folder that can be removed, after measuring their size.
 
-Checkpoints and half-written folders are never read again once a student is there. Students of earlier rounds and stored targets
-are only deleted on request, because something is lost with them.
+Checkpoints and half-written folders are never read again once a student exists. Students of earlier rounds and stored
+targets are deleted only on request, because that loses something.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from hintdistill.pipeline.store import SHARDS, RunDir
 
 @dataclass(frozen=True)
 class Removable:
-    """A file or folder that can go."""
+    """Describe a file or folder that can be removed."""
 
     path: Path
     bytes: int
@@ -25,12 +25,12 @@ class Removable:
 
 
 def removable(run: RunDir, *, students: bool = False, targets: bool = False) -> list[Removable]:
-    """Return what can go from a run folder, of a loop in its rounds too.
+    """Return the parts of a run folder that can be removed, including those in the rounds of a loop.
 
     Args:
         run: the run's folder.
-        students: also the students of earlier rounds; the last good one is `student/` of the loop.
-        targets: also stored targets.
+        students: also return the students of earlier rounds; the last good one is `student/` of the loop.
+        targets: also return stored targets.
     """
     found = [
         Removable(path, _bytes(path), loses)
@@ -43,7 +43,7 @@ def removable(run: RunDir, *, students: bool = False, targets: bool = False) -> 
 
 
 def clean(run: RunDir, items: list[Removable]) -> int:
-    """Delete `items`, with the run's lock held, and return the bytes that are free.
+    """Delete `items` while holding the run's lock, and return the number of bytes freed.
 
     Raises:
         ConfigError: another process is working in the folder.
@@ -65,9 +65,9 @@ def _of_run(folder: Path, students: bool, targets: bool) -> Iterator[tuple[Path,
         for left in sorted(folder.glob(pattern)):
             yield left, ""
     if students and (folder / "student").is_dir():
-        yield folder / "student", "the loop cannot be continued, and this round's student is gone"
+        yield folder / "student", "the loop cannot be continued, and the student of this round is lost"
     if targets and (folder / "targets").is_dir():
-        yield folder / "targets", "training again, or elsewhere, first scores again"
+        yield folder / "targets", "another training, here or elsewhere, must first score again"
 
 
 def _bytes(path: Path) -> int:

@@ -1,10 +1,10 @@
-"""`hintdistill critique --compare A B`: the same traces under two critics or two prompts.
+"""`hintdistill critique --compare A B`: compare two critics or two prompts on the same traces.
 
-A side is a run folder, a config, `key=value` on top of the config, or the path of a critic prompt. Both are put together before
-anything is asked, so that an unknown prompt costs nothing, and both run as far as rescoring, so that what is compared is not only
-what was said but what it did: findings gained, lost and moved, hints accepted, specificity, tokens spent. Differences are B − A,
-paired by trace; their 95 % intervals are percentiles of 2,000 resamples of the traces (Efron 1979), so that the variation between
-traces cancels.
+A side is a run folder, a config, `key=value` applied to the config, or the path of a critic prompt. Both sides are
+assembled before any question is asked, so that an unknown prompt costs nothing. Both run up to rescoring, so that the
+comparison covers the effects as well as the answers: findings gained, lost and moved, hints accepted, specificity,
+tokens spent. Differences are B − A, paired by trace; their 95 % intervals are percentiles of 2,000 resamples of the
+traces (Efron 1979), so that the variation between traces cancels.
 """
 
 from __future__ import annotations
@@ -35,15 +35,16 @@ RESAMPLES = 2000
 def run_comparison(
     config: Path, overrides: Sequence[str], sides: tuple[str, str], console: Console, *, trust: bool = False
 ) -> dict[str, Any]:
-    """Run what has not been run and compare. What B shares with A is not scored twice: it takes A's targets of the same key.
+    """Run the missing stages of both sides and compare them. Targets with the same key are not scored twice: B takes
+    them from A.
 
     Args:
         trust: see `pipeline.run.run`.
 
     Raises:
-        ConfigError, InputError, PromptError: a side is none of these or cannot be put together, or a run folder has no
-            critique.
-        HintdistillError: whatever stopped a side.
+        ConfigError, InputError, PromptError: a side has none of these forms or cannot be assembled, or a run folder has
+            no critique.
+        HintdistillError: an error stopped one side.
     """
     base = run_folder(load_config(config, list(overrides)), f"{config.stem}-compare")
     settings = [None if RunDir(side).is_run() else side_settings(config, overrides, side) for side in sides]
@@ -57,17 +58,17 @@ def run_comparison(
         if folders:
             run(its, base / name, resume=True, until="inject", console=console, trust=trust)
             if lent := _lend(folders[0], base / name, its):
-                console.note(f"{name}: {lent} injections are those of the other side and are not scored again")
+                console.note(f"{name}: {lent} injections are the same on both sides and are not scored again")
         folders.append(run(its, base / name, resume=True, until="rescore", console=console, trust=trust))
     return compare_runs(*folders)
 
 
 def side_settings(config: Path, overrides: Sequence[str], side: str) -> RunConfig:
-    """Return the configuration of a side that is no folder; see the module.
+    """Return the configuration of a side that is not a folder; see the module.
 
     Raises:
-        ConfigError: the configuration is wrong.
-        InputError: the side is nothing of the kind.
+        ConfigError: the configuration is invalid.
+        InputError: the side has none of the known forms.
     """
     if "=" in side:
         key, _, value = side.partition("=")
@@ -85,14 +86,14 @@ def side_settings(config: Path, overrides: Sequence[str], side: str) -> RunConfi
 
 
 def check_critics(sides: Sequence[RunConfig], console: Console, *, trust: bool = False) -> None:
-    """Put the critics of every side together and ask nothing. Raises ConfigError, PromptError or InputError."""
+    """Assemble the critics of every side without asking anything. Raises ConfigError, PromptError or InputError."""
     for settings in sides:
         with in_use(settings, trust):
             critique.critics(RunContext(settings, RunDir(Path()), console))
 
 
 def _lend(a: Path, b: Path, settings: RunConfig) -> int:
-    """Give B the targets that A has and B would score to the same bits; their number."""
+    """Copy to B the targets of A that B would score to the same bits, and return their number."""
     with in_use(settings):
         ctx = RunContext(settings, RunDir.open(b), Console(quiet=True))
         owed = {item.key for item in hint_items(ctx)}
@@ -104,15 +105,15 @@ def _lend(a: Path, b: Path, settings: RunConfig) -> int:
 
 
 def compare_runs(a: Path, b: Path) -> dict[str, Any]:
-    """Compare two run folders on the traces both have.
+    """Compare two run folders on the traces that both contain.
 
     Raises:
-        InputError: a folder holds no run, or the two share no critiqued trace.
+        InputError: a folder contains no run, or the two share no critiqued trace.
     """
     said_a, said_b = _said(a), _said(b)
     shared = [key for key in said_a if key in said_b]
     if not shared:
-        raise InputError(f"{a} and {b} share no critiqued trace", hint="both sides have to read the same traces")
+        raise InputError(f"{a} and {b} share no critiqued trace", hint="both sides must read the same traces")
     gained, lost, moved, same = _differences(said_a, said_b, shared)
     scored_a, scored_b = _scored(a), _scored(b)
     ids = {key: said_a[key].trace_id for key in shared}
@@ -144,7 +145,8 @@ def compare_runs(a: Path, b: Path) -> dict[str, Any]:
 
 
 def unused_hints(hashes: tuple[Mapping[str, str], Mapping[str, str]], findings: Sequence[Finding]) -> list[str]:
-    """Hint templates that differ between the sides and that no finding uses: none has their class and no hint of its own."""
+    """Return the hint templates that differ between the sides although no finding uses them, because all findings of
+    their class have hints of their own."""
     a, b = hashes
     edited = {n for n in {*a, *b} if n.startswith("hints/") and a.get(n) != b.get(n)}
     return sorted(edited - {hint_name(f.error_class) for f in findings if f.hint is None})
@@ -193,7 +195,7 @@ def _differences(
 
 
 def paired_difference(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
-    """Means of both sides and of their difference, with its interval."""
+    """Return the means of both sides, and of their difference with its interval."""
     if not pairs:
         return {"a": None, "b": None, "difference": None, "low": None, "high": None, "n": 0}
     values = np.array(pairs, float)
@@ -221,8 +223,8 @@ def compare_lines(found: Mapping[str, Any]) -> list[str]:
     out = [
         f"A {found['a']}",
         f"B {found['b']}",
-        f"{found['traces']} traces in both; {f['same']} findings the same, {len(f['gained'])} gained, {len(f['lost'])} lost, "
-        f"{len(f['moved'])} moved",
+        f"{found['traces']} traces on both sides; {f['same']} findings the same, {len(f['gained'])} "
+        f"gained, {len(f['lost'])} lost, {len(f['moved'])} moved",
     ]
     for name in ("accepted", "acceptance", "specificity_nats", "tokens", "requests"):
         p = found[name]
@@ -231,7 +233,7 @@ def compare_lines(found: Mapping[str, Any]) -> list[str]:
                 f"  {name:<18} A {p['a']:.3f}  B {p['b']:.3f}  B−A {p['difference']:+.3f} "
                 f"[{p['low']:+.3f}, {p['high']:+.3f}] per trace, {p['n']} traces"
             )
-    out += [f"  {name} differs, and no finding uses it" for name in found["unused_hints"]]
+    out += [f"  {name} differs, but no finding uses it" for name in found["unused_hints"]]
     for label in ("gained", "lost"):
         out += [f"  {label}: {x['trace']}, step {x['step']}, {x['error_class']}" for x in f[label][:10]]
     out += [f"  moved: {x['trace']}, step {x['from']} → {x['to']}, {x['error_class']}" for x in f["moved"][:10]]

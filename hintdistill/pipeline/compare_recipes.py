@@ -1,8 +1,10 @@
-"""`hintdistill compare-recipes CONFIG a b c`: the same traces, equally many rows and optimiser steps, one student per recipe.
+"""`hintdistill compare-recipes CONFIG a b c`: train one student per recipe on the same traces, with equally many rows
+and optimiser steps.
 
-The configuration is run as it is up to its scored hints (`base/`): its held-out findings and clean steps are what every student is
-read on. Each recipe then gets a copy of that folder, in which the contexts that its teacher reads, if they are others,
-are made and scored (`recipes/NAME/`). Training and reading are jobs of the arms' runner (`arms/`), so a kill costs one.
+The configuration is run unchanged up to its scored hints (`base/`); every student is evaluated on its held-out findings
+and clean steps. Each recipe then gets a copy of that folder. If its teacher reads other contexts, they are made and
+scored there (`recipes/NAME/`). Training and evaluation are jobs of the runner of arms (`arms/`), so a kill costs one
+job.
 """
 
 from __future__ import annotations
@@ -46,27 +48,27 @@ from hintdistill.reporting.recipes import compared, markdown
 
 DOCUMENT, PAGE = "compare.json", "compare.md"
 ConfigOf = Callable[[str | None], RunConfig]
-"""The configuration with a recipe by name or file in the place of its own; None: as it is."""
+"""Returns the configuration with its recipe replaced by the one with this name or file; None keeps the recipe."""
 
 
 @dataclass(frozen=True)
 class RecipeArm:
-    """A recipe at a learning rate."""
+    """Describe an arm: a recipe at a learning rate."""
 
     recipe: str
-    """A shipped recipe's name, or a file of one."""
+    """The name of a shipped recipe, or a recipe file."""
     rate: float | None = None
-    """None: the configuration's."""
+    """The learning rate; None uses the configuration's."""
 
     @property
     def name(self) -> str:
-        """What the arm is called in a folder and in the table."""
+        """Return the arm's name in folders and in the table."""
         stem = Path(self.recipe).stem
         return stem if self.rate is None else f"{stem}@{self.rate:g}"
 
     @classmethod
     def parse(cls, word: str) -> RecipeArm:
-        """Read `NAME` or `NAME@RATE`. Raises ConfigError for a recipe that there is not, or a rate that is none."""
+        """Read `NAME` or `NAME@RATE`. Raises ConfigError for an unknown recipe or an invalid rate."""
         name, at, rate = word.partition("@")
         load_recipe(name)
         try:
@@ -79,42 +81,47 @@ class RecipeArm:
 
 
 def parse_arms(words: Sequence[str]) -> list[RecipeArm]:
-    """Read the arms in their order. Raises ConfigError for fewer than two, or two of one name."""
+    """Parse the arms in their order. Raises ConfigError for fewer than two arms, or two arms with the same name."""
     arms = [RecipeArm.parse(w) for w in words]
     names = [a.name for a in arms]
     if twice := [n for n in names if names.count(n) > 1]:
-        raise ConfigError(f"{twice[0]} is named twice", hint="the same recipe at several rates: NAME@1e-5 NAME@3e-5")
+        raise ConfigError(
+            f"{twice[0]} is given twice", hint="to compare rates of one recipe, write NAME@1e-5 NAME@3e-5"
+        )
     if len(arms) < 2:
         raise ConfigError(
-            "a comparison needs at least two recipes", hint="compare-recipes CONFIG targeted hint_sd sdpo_feedback"
+            "a comparison needs at least two recipes", hint="e.g. compare-recipes CONFIG targeted hint_sd sdpo_feedback"
         )
     return arms
 
 
 class Comparison:
-    """What the arms share, and each recipe's own scored targets."""
+    """Hold what the arms share, and each recipe's own scored targets."""
 
     def __init__(self, base: RunContext, own: dict[str, RunContext], settings: ControlsSettings) -> None:
-        """`own`: by recipe. Raises EmptyFunnelError if there is nothing to train on or to read."""
+        """Store the arguments; `own` maps each recipe to its run's context. Raises EmptyFunnelError if there is nothing
+        to train or evaluate on."""
         self.bench, self.own, self.settings = Bench(base, settings), own, settings
         self.targets: dict[str, list[Target]] = {}
         for recipe, ctx in own.items():
             self.targets[recipe] = list(train.selected(ctx))
             if not any(t.kind == "hint" for t in self.targets[recipe]):
                 raise EmptyFunnelError(
-                    f"{recipe} has no accepted hint of a training trace",
-                    hint=f"`hintdistill show {ctx.rundir.path}` says what became of them; leave the recipe out, or give it its contexts",
+                    f"{recipe} has no accepted hint from a training trace",
+                    hint=f"`hintdistill show {ctx.rundir.path}` lists the outcome of each hint; leave the recipe "
+                    "out, or provide its contexts",
                 )
 
     def section_of(self, arm: RecipeArm) -> TrainSection:
-        """Return how an arm trains."""
+        """Return the training settings of an arm."""
         own = self.own[arm.recipe].config.train.model_dump(mode="json")
         change = {} if arm.rate is None else {"learning_rate": arm.rate}
         data = {"train": changed(own, change), "run": {"model": "-"}, "traces": {"path": ["-"]}}
         return validate(data, f"compare-recipes, {arm.name}").train
 
     def budget_of(self, arm: RecipeArm) -> Budget:
-        """As many hint rows and steps as every arm has; what the recipe holds beside them, in its own proportion."""
+        """Return the budget of an arm: equally many hint rows and steps in every arm, and held rows in the proportion
+        of the recipe's own run."""
         targets, shared = self.targets[arm.recipe], self.bench.budget
         hints = sum(t.kind == "hint" for t in targets)
         twins = sum(t.kind == "twin" for t in targets)
@@ -125,23 +132,23 @@ class Comparison:
 
 @dataclass(frozen=True)
 class CompareJob:
-    """One recipe at one rate, trained and read."""
+    """A job that trains and evaluates one recipe at one rate."""
 
     of: Comparison
     arm: RecipeArm
 
     @property
     def name(self) -> str:
-        """The arm's name."""
+        """Return the arm's name."""
         return self.arm.name
 
     @property
     def units(self) -> int:
-        """One per optimiser step."""
+        """Return the number of optimiser steps."""
         return self.of.bench.budget.steps
 
     def key(self) -> str:
-        """Key of both runs' targets, the arm's settings, and what is equal for all."""
+        """Return the key of both runs' targets, the arm's settings, and the settings equal in all arms."""
         contexts = (self.of.bench.ctx, self.of.own[self.arm.recipe])
         ctx = contexts[0]
         return content_key(
@@ -156,7 +163,7 @@ class CompareJob:
         )
 
     def run(self, advance: Advance) -> dict[str, Any]:
-        """Draw the rows, train, read; the trained weights are removed afterwards."""
+        """Draw the rows, train and evaluate; the trained weights are removed afterwards."""
         of, bench, ctx = self.of, self.of.bench, self.of.own[self.arm.recipe]
         began, section, budget = time.monotonic(), of.section_of(self.arm), of.budget_of(self.arm)
         rows, distinct = draw_rows(of.targets[self.arm.recipe], budget, bench.salt)
@@ -198,14 +205,16 @@ class CompareJob:
 
 
 def ahead(config_of: ConfigOf, folder: Path, arms: Sequence[RecipeArm], settings: ControlsSettings) -> dict[str, Any]:
-    """Say what a comparison would do; changes nothing. Raises ConfigError if a recipe needs what its run does not have."""
+    """Describe the work of a comparison without changing anything. Raises ConfigError if a recipe needs something that
+    its run lacks."""
     for config in (config_of(a.recipe) for a in arms):
         check_inputs(config, "train")
     recipes = {a.recipe: called(config_of(a.recipe).train.effective_recipe) for a in arms}
     steps = settings.steps or FEW_STEPS
     lines = [
-        f"in {folder}: the stages up to rescore, once for the configuration and once for each recipe, which takes over what is the same",
-        *(f"{a.name} ({recipes[a.recipe]}): {steps} optimiser steps, then read" for a in arms),
+        f"in {folder}: the stages up to rescore, once for the configuration and once for each "
+        "recipe, which reuses identical results",
+        *(f"{a.name} ({recipes[a.recipe]}): {steps} optimiser steps, then the evaluation" for a in arms),
     ]
     return {"folder": str(folder), "arms": [a.name for a in arms], "called": recipes, "steps": steps, "lines": lines}
 
@@ -220,20 +229,23 @@ def compare_recipes(
     console: Console | None = None,
     trust: bool = False,
 ) -> dict[str, Any]:
-    """Train and read the arms that are owed; writes compare.json and compare.md into the folder, and returns the document.
+    """Train and evaluate the arms without a result, write compare.json and compare.md into the folder, and return the
+    document.
 
     Args:
-        config_of: makes the configuration of a recipe.
-        settings: `rows`, `steps` and `clean_steps` are read.
+        config_of: makes the configuration for a recipe.
+        settings: only `rows`, `steps` and `clean_steps` are used.
         trust: see `pipeline.run.run`.
 
     Raises:
-        ConfigError: the folder is there and `resume` is off; or a recipe needs what its run does not have.
-        EmptyFunnelError: nothing to train on, or no held-out finding to read.
+        ConfigError: the folder already exists without `resume`, or a recipe needs something that its run lacks.
+        EmptyFunnelError: there is nothing to train on, or no held-out finding to evaluate on.
     """
     console = console or Console()
     if folder.exists() and not resume:
-        raise ConfigError(f"{folder} is there already", hint="--resume does what is missing; or name another run.dir")
+        raise ConfigError(
+            f"{folder} already exists", hint="--resume does the remaining work; or choose another run.dir"
+        )
     configs = {a.recipe: config_of(a.recipe) for a in arms}
     # every recipe's needs are known before the first stage runs
     for config in configs.values():
@@ -249,7 +261,8 @@ def compare_recipes(
 
 
 def copied(base: Path, own: Path) -> None:
-    """Copy what the base run read, critiqued and scored, under another name first, so that a kill leaves no partial copy."""
+    """Copy the traces, critiques and scores of the base run, first under a temporary name, so that a kill leaves no
+    partial copy."""
     if own.is_dir():
         return
     aside = own.with_name(f"{own.name}.copying")
@@ -280,7 +293,7 @@ def _compare(
         jobs = [CompareJob(comparison, arm) for arm in arms]
         before = comparison.bench.logprobs(base.model_folder)
         b = comparison.bench.budget
-        console.note(f"compare-recipes: {len(jobs)} arms, each {b.rows} hints and {b.steps} optimiser steps")
+        console.note(f"compare-recipes: {len(jobs)} arms, each with {b.rows} hints and {b.steps} optimiser steps")
         results = folder / "results"
         run_owed(results, jobs, "compare-recipes", console)
         rows = [r for job in jobs if (r := result_of(results, job)) is not None]

@@ -1,4 +1,6 @@
-"""What the stages share: configuration, run folder, and the costly things, each loaded once and only when needed."""
+"""The objects that the stages share: the configuration, the run folder, and expensive ones, each loaded once when first
+needed.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class RunContext:
-    """One run in progress."""
+    """Hold the state of one run in progress."""
 
     def __init__(
         self,
@@ -44,41 +46,45 @@ class RunContext:
         student: Path | None = None,
         held: dict[str, Engine] | None = None,
     ) -> None:
-        """`engines` are those already loaded, by folder; new ones are added to it. `student` was trained elsewhere.
+        """Store the arguments. `engines` are already loaded engines by folder, to which new ones are added. `student`
+        was trained elsewhere.
 
-        `held` keeps engines of other kinds for later runs of this process; without it they are closed when scoring is done.
+        `held` keeps engines of other kinds for later runs of this process; without it they are closed when scoring
+        ends.
 
         Raises:
-            UntrustedError: the configuration is that of a run folder from elsewhere, outside `in_use`.
+            UntrustedError: the configuration comes from a run folder from elsewhere, and is used outside `in_use`.
         """
         require_scope(config.foreign)
         self.config, self.rundir, self.console, self.elsewhere = config, rundir, console, student
         self.engines: dict[Path, TransformersEngine] = {} if engines is None else engines
         self.held = held
         self.shard: tuple[int, int] | None = None
-        """Which shard this is and of how many; None for a whole run."""
+        """The number of this shard and the number of shards; None for a whole run."""
         self.gathers = False
-        """Whether the rows of shards are merged: what they made is taken, nobody is asked and no weights are loaded."""
+        """Whether rows of shards are being merged: their results are taken over, no critic is asked and no weights are
+        loaded."""
 
     @cached_property
     def library(self) -> PromptLibrary:
-        """The prompts of this run."""
+        """Return the prompts of this run."""
         return PromptLibrary(self.config.critic.prompts)
 
     @cached_property
     def model_folder(self) -> Path:
-        """The student as this run starts. Raises ModelError."""
+        """Return the folder of the student as this run starts. Raises ModelError."""
         return resolve_model(self.config.run.model)
 
     @cached_property
     def initial_folder(self) -> Path:
-        """The initial policy: `run.initial` where the loop set it, else the same as `model_folder`. Raises ModelError."""
+        """Return the folder of the initial policy: `run.initial` if the loop set it, else the same as `model_folder`.
+        Raises ModelError."""
         initial = self.config.run.initial
         return self.model_folder if initial is None else resolve_model(initial)
 
     @property
     def teacher_folder(self) -> Path:
-        """Whose plain and hinted views the targets are made from."""
+        """Return the folder of the model whose plain and hinted views make the targets."""
         return (
             self.initial_folder
             if whose("teacher", self.config.train.effective_recipe.teacher.update) == "initial"
@@ -87,12 +93,13 @@ class RunContext:
 
     @cached_property
     def model_key(self) -> ModelKey:
-        """Content key of the student as this run starts."""
+        """Return the content key of the student as this run starts."""
         return model_key(self.model_folder)
 
     @cached_property
     def renderer(self) -> Renderer:
-        """The student's tokenizer, template and template options. Raises ModelError or ConfigError."""
+        """Return the renderer: the student's tokenizer, template and template options. Raises ModelError or
+        ConfigError."""
         from hintdistill.injection.rendering import Renderer
 
         template = self.config.run.template
@@ -100,11 +107,11 @@ class RunContext:
 
     @property
     def student_folder(self) -> Path:
-        """Where the corrected model goes, or is where it was trained elsewhere."""
+        """Return the folder of the corrected model: where training writes it, or where it was trained elsewhere."""
         return self.rundir.path / "student" if self.elsewhere is None else self.elsewhere
 
     def engine(self, folder: Path) -> TransformersEngine:
-        """Return the engine of a model folder; one is kept at a time per folder."""
+        """Return the engine of a model folder; one engine is cached per folder."""
         from hintdistill.engines.transformers import TransformersEngine
 
         run = self.config.run
@@ -119,12 +126,14 @@ class RunContext:
         return self.engines[folder]
 
     def check_scoring_engine(self) -> None:
-        """Raise ConfigError if `rescore.engine` names a server that may not be asked, or that cannot follow the teacher."""
+        """Raise ConfigError if `rescore.engine` names a server to which traces must not be sent, or which cannot follow
+        the teacher."""
         section, teacher = self.config.rescore.engine, self.config.train.effective_recipe.teacher.update
         remote, moves = ENGINES.get(section.backend).remote, whose("teacher", teacher) != "initial"
         if remote and self.config.run.rounds is not None and moves:
             raise ConfigError(
-                f"the teacher is {teacher} and changes with the rounds; the server of rescore.engine goes on serving what it serves",
+                f"the teacher is {teacher} and changes with the rounds, but the server of rescore.engine "
+                "always serves the same weights",
                 hint="set train.recipe.teacher.update=initial, or rescore.engine.backend=vllm or transformers",
             )
         for url in (section.base_url, *section.more_urls) if remote else ():
@@ -133,10 +142,11 @@ class RunContext:
 
     @contextmanager
     def scoring_engine(self) -> Iterator[Engine]:
-        """The engine of the rescore stage, on the teacher's weights; one of its own is closed at the end.
+        """Yield the engine of the rescore stage with the teacher's weights; an engine used only for this stage is
+        closed at the end.
 
         Raises:
-            ConfigError, ServiceError, ModelError: it may not be asked, cannot be reached, or does not load.
+            ConfigError, ServiceError, ModelError: the engine must not be used, cannot be reached, or does not load.
         """
         from hintdistill.engines.loading import EngineJob, load, opened
 
@@ -167,8 +177,8 @@ class RunContext:
             yield engine
 
     def read_options(self) -> ReadOptions:
-        """Return how traces are read. Raises InputError if traces.tools cannot be read, ConfigError for an unknown
-        format."""
+        """Return the options for reading traces. Raises InputError if traces.tools cannot be read, ConfigError for an
+        unknown format."""
         section = self.config.traces
         if section.format != "auto":
             format_named(section.format)
@@ -182,20 +192,21 @@ class RunContext:
         )
 
     def split_of(self, group: str) -> Split:
-        """`holdout` for a fixed share of tasks, decided by the task (`traces.groups`) and the seed alone."""
+        """Return the split of a trace: `holdout` for a fixed share of tasks, decided only by the task (`traces.groups`)
+        and the seed."""
         share = self.config.traces.holdout
         draw = random.Random(f"{self.config.run.seed}:{group}").random()
         return "holdout" if draw < share else "train"
 
 
 def in_use(config: RunConfig, trust: bool = False) -> AbstractContextManager[None]:
-    """Return the scope in which a configuration's settings are used; see `core/trust.py`. `trust` is the caller's
+    """Return the scope in which a configuration's settings may be used; see `core/trust.py`. `trust` is the caller's
     `--trust`."""
     return settings_in_use(config.foreign, model_code=config.run.trust_remote_code, trusted=trust)
 
 
 def trace_key(trace: Trace) -> str:
-    """Content key of a trace; where it was read from does not count."""
+    """Return the content key of a trace, which does not depend on the file it was read from."""
     data = trace.model_dump(mode="json", exclude={"source"})
     if not trace.tool_effects:
         # runs that know no such fields keep their keys

@@ -1,6 +1,7 @@
-"""A run's contexts: from its configuration and recipe to the words that each step's teacher views read.
+"""Make a run's contexts: the configuration and the recipe decide which texts each step's teacher views read.
 
-Sources are the trace itself, the critics' findings, files of texts by task, and the task's other rollouts among the run's traces.
+The sources are the trace itself, the critics' findings, files of texts by task, and other rollouts of the same task in
+the run's traces.
 """
 
 from __future__ import annotations
@@ -22,22 +23,22 @@ from hintdistill.traces.options import ReadOptions
 from hintdistill.traces.reading import read_traces
 
 TEXTS = {"solutions": "solution", "demonstrations": "demonstration", "file": "file"}
-"""Key of `inject.contexts` → the kind of text that the makers ask for."""
+"""Key in `inject.contexts` → the kind of text that the makers ask for."""
 Views = dict[str, tuple[str, int, float]]
-"""Name of a further context → its maker, its number among those of the maker, and ρ."""
+"""The name of a further context → its maker, its index among the contexts of that maker, and ρ."""
 
 
 class Contexts:
-    """What the views of a run's teacher read, step by step."""
+    """Make the texts that the views of a run's teacher read, step by step."""
 
     def __init__(self, ctx: RunContext) -> None:
-        """Read the files of texts. Raises InputError if one cannot be read; names it and the line."""
+        """Read the files of texts. Raises InputError, naming the file and line, if one cannot be read."""
         self.ctx, self.section = ctx, ctx.config.injecting
         self.name = str(self.section.hint)
         self.views = further_views(ctx.config.train.effective_recipe)
         makers = [HINT_SOURCES.get(n) for n in (self.name, *(maker for maker, _, _ in self.views.values()))]
         self.needed = bool(self.views) or makers[0].context is not None
-        """Whether a step's contexts are made here; else the hint source alone writes what the teacher reads."""
+        """Whether a step's contexts are made here; otherwise the hint source alone writes the teacher's context."""
         given = self.section.contexts
         self.texts = {kind: texts_by_task(Path(p)) for key, kind in TEXTS.items() if (p := getattr(given, key))}
         self._by_task: dict[str, list[str]] = {}
@@ -49,7 +50,7 @@ class Contexts:
         self._peers: tuple[str | None, list[Trace]] = (None, [])
 
     def of(self, trace: Trace, finding: Finding, findings: Sequence[Finding]) -> MadeContexts:
-        """Return the contexts of a step. Raises what `injection.contexts.contexts_of` raises."""
+        """Return the contexts of a step. Raises whatever `injection.contexts.contexts_of` raises."""
         case = ContextCase(
             trace,
             finding,
@@ -62,14 +63,14 @@ class Contexts:
         return contexts_of(self.name, self.views, case)
 
     def _rollouts(self, task: str | None) -> list[Trace]:
-        """Return the rollouts of a task, those of the last one asked for kept."""
+        """Return the rollouts of a task; those of the latest task are cached."""
         if self._peers[0] != task:
             self._peers = task, [self._opened(key) for key in self._by_task.get(task or "", ())]
         return self._peers[1]
 
 
 def further_views(recipe: Recipe) -> Views:
-    """Return the contexts that a recipe's views read beside the student's and the teacher's own."""
+    """Return the contexts that a recipe's views read in addition to the student's and the teacher's own."""
     out: Views = {}
     for name in recipe.used_names("hint"):
         view = recipe.all_views()[name]
@@ -79,23 +80,24 @@ def further_views(recipe: Recipe) -> Views:
 
 
 def require_whole(config: RunConfig) -> None:
-    """Raise ConfigError if contexts are made of rollouts, which a shard has not all of."""
+    """Raise ConfigError if contexts are made of rollouts, because a shard does not have all of them."""
     recipe, own = config.train.effective_recipe, str(config.injecting.hint)
     names = [own, *(maker for maker, _, _ in further_views(recipe).values())]
     if found := [n for n in names if HINT_SOURCES.get(n).rollouts]:
         raise ConfigError(
-            f"the context {found[0]} is made of a task's other rollouts, and a shard has not all of them",
-            hint="run it whole, or take a context that the trace has by itself",
+            f"the context {found[0]} is made of other rollouts of the same task, but a shard does not have all of them",
+            hint="run without shards, or choose a context that needs only the trace itself",
         )
 
 
 def texts_by_task(path: Path) -> Mapping[str, str]:
-    """Texts by task, from JSON lines `{"task": …, "text": …}`, or from traces in any format that name their task.
+    """Return texts by task, from JSON lines `{"task": …, "text": …}`, or from traces in any format that name their
+    task.
 
-    Of a trace what happened from its first step on is the text. Of several for one task the first counts.
+    The text of a trace begins with its first step. If a task has several texts, the first is used.
 
     Raises:
-        InputError: the file cannot be read, or a record is neither; names it.
+        InputError: the file cannot be read, or a record has neither form; the error names it.
     """
     out: dict[str, str] = {}
     try:
@@ -107,10 +109,10 @@ def texts_by_task(path: Path) -> Mapping[str, str]:
         for found in read_traces([path], ReadOptions()):
             if not isinstance(found, Trace):
                 raise InputError(
-                    f"{found.source}: {found.message}", hint="docs/contexts.md has the forms of such a file"
+                    f"{found.source}: {found.message}", hint="docs/contexts.md describes the forms of such a file"
                 )
             if found.task_id is None:
-                raise InputError(f"{path}: the trace {found.id} names no task", hint="`task_id` says which it is of")
+                raise InputError(f"{path}: the trace {found.id} does not name its task", hint="set its `task_id`")
             out.setdefault(found.task_id, attempt(found))
         return out
     for n, line in enumerate(lines, 1):
@@ -118,11 +120,11 @@ def texts_by_task(path: Path) -> Mapping[str, str]:
             record = json.loads(line)
             out.setdefault(_word(record["task"]), _word(record["text"]))
         except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f'{path}, record {n} is not {{"task": …, "text": …}}: {error}') from None
+            raise InputError(f'{path}, record {n} does not have the form {{"task": …, "text": …}}: {error}') from None
     return out
 
 
 def _word(value: Any) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{value!r} is no text")
+        raise ValueError(f"{value!r} is not text")
     return value

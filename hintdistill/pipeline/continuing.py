@@ -1,6 +1,6 @@
-"""Continuing a run: which folder, with what changed since, and the command that does it.
+"""Find the run to continue, the settings that have changed since, and the command that continues it.
 
-A run's manifest says of which config file it is, up to which stage it was asked, and whether it came to its end.
+A run's manifest records its config file, the last stage requested, and whether the run was finished.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from hintdistill.pipeline.stages import STAGES
 from hintdistill.pipeline.store import RUN_SCHEMA, RunDir
 
 RUNS = Path("runs")
-"""Where a run goes that names no folder."""
+"""The folder for runs that name no folder."""
 _NAMED = re.compile(r"-\d{8}T\d{6}Z")
 _FROM = {
     "run.seed": "read",
@@ -37,7 +37,7 @@ _FROM = {
     "rollout": "report",
     "report": "report",
 }
-"""Key or section → the first stage whose rows it decides; the longest that fits counts."""
+"""Key or section → the first stage whose rows it affects; the longest matching entry applies."""
 
 
 def runs_of(file: Path) -> list[Path]:
@@ -54,7 +54,7 @@ def runs_of(file: Path) -> list[Path]:
 
 
 def is_unfinished(folder: Path, until: str) -> bool:
-    """Return whether a run has something left to do up to and including the stage `until`."""
+    """Return whether a run has work left up to and including the stage `until`."""
     run = RunDir(folder)
     manifest = run.manifest()
     if "finished" not in manifest:
@@ -72,7 +72,7 @@ def only_unfinished(file: Path, until: str) -> Path | None:
     if len(left) > 1:
         raise ConfigError(
             f"{len(left)} runs of {file} are not finished: {', '.join(map(str, left))}",
-            hint=f"name one: {command(left[-1], until)}",
+            hint=f"choose one: {command(left[-1], until)}",
         )
     return left[0] if left else None
 
@@ -85,7 +85,7 @@ def command(folder: Path, until: str = "report", *, trust: bool = False) -> str:
 
 
 def settings_before(folder: Path) -> dict[str, Any] | None:
-    """Return the configuration that a run was last continued with; None if there is none that can be read."""
+    """Return the configuration that a run was last continued with; None if none can be read."""
     with contextlib.suppress(HintdistillError):
         run = RunDir(folder)
         return dict(run.manifest()["config"]) if run.is_run() else None
@@ -93,16 +93,18 @@ def settings_before(folder: Path) -> dict[str, Any] | None:
 
 
 def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return a line for each key whose value is another than before: the values, and what is made again."""
+    """Return a line for each key whose value has changed: both values, and what is computed again."""
     old, new = dict(_leaves(before)), dict(_leaves(now))
     lines = []
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key) and key != "run.dir":
-            said = f"{key} was {_short(old.get(key))} and is {_short(new.get(key))}"
+            said = f"{key} was {_short(old.get(key))} and is now {_short(new.get(key))}"
             names = [".".join(key.split(".")[:n]) for n in range(key.count(".") + 1, 0, -1)]
             stage = next((_FROM[n] for n in names if n in _FROM), None)
             made = (
-                "nothing is made again" if stage is None else f"rows that depend on it are made again, from {stage} on"
+                "nothing is computed again"
+                if stage is None
+                else f"rows that depend on it are computed again, from {stage} onwards"
             )
             lines.append(f"changed: {said}; {made}")
     return lines
@@ -127,9 +129,9 @@ class _Stopped(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def says_how_to_continue(folder: Path, until: str, *, trust: bool = False) -> Iterator[None]:
-    """A declared error that stops the run inside carries the command that continues it as a note.
+    """Add the command that continues the run, as a note, to any declared error raised inside.
 
-    A signal to end (SIGTERM, SIGHUP) stops it as a Ctrl-C does, after which the command line says the same.
+    A termination signal (SIGTERM, SIGHUP) stops the run like Ctrl-C, and the command line then prints the same note.
     """
     with ends_as_ctrl_c():
         try:
@@ -145,12 +147,12 @@ def line(folder: Path, until: str, trust: bool) -> str:
     unsigned = True
     with contextlib.suppress(HintdistillError):
         unsigned = not RunDir(folder).is_own()
-    return f"This continues it: {command(folder, until, trust=trust and unsigned)}"
+    return f"Continue with: {command(folder, until, trust=trust and unsigned)}"
 
 
 @contextlib.contextmanager
 def ends_as_ctrl_c() -> Iterator[None]:
-    """Take a signal to end (SIGTERM, SIGHUP) as a Ctrl-C, where nobody else takes it."""
+    """Treat a termination signal (SIGTERM, SIGHUP) like Ctrl-C, unless another handler is installed."""
 
     def stop(number: int, frame: Any) -> None:
         raise _Stopped

@@ -1,9 +1,9 @@
-"""`hintdistill controls RUN`: is what the training did the hint's doing?
+"""`hintdistill controls RUN`: find out whether the effect of training is due to the hint.
 
-From a finished run's own traces, without an environment, the initial student is trained once per arm: on the hints, and on
-what should do less (a placebo, a wrong hint, the hint above another step, the hints over the whole trace, plain fine-tuning
-on what the hinted model says instead). All arms have the same anchors, equally many rows and optimiser steps, and start
-from the same weights. Each is read on the decision tokens of held-out traces, and on clean steps that nothing trained on.
+From a finished run's own traces, without an environment, the initial student is trained once per arm: on the hints, and
+on controls that should have less effect (a placebo, a wrong hint, the hint above another step, the hints over the whole
+trace, fine-tuning on the hinted model's corrections). All arms have the same anchors, equally many rows and optimiser
+steps, and start from the same weights. Each is evaluated on the decision tokens of held-out traces and on clean steps.
 """
 
 from __future__ import annotations
@@ -56,22 +56,22 @@ from hintdistill.rescoring.drift import movement
 
 ARMS = ("hint", "placebo", "wrong_hint", "random_step", "whole_trace", "sft_corrected")
 FEW_STEPS = 100
-"""Optimiser steps per arm, unless the run took fewer or `steps` says otherwise."""
+"""Optimiser steps per arm, unless the run took fewer or `steps` sets another number."""
 
 
 class ControlsSettings(Section):
-    """What `hintdistill controls` takes as `key=value`."""
+    """Hold the settings that `hintdistill controls` takes as `key=value`."""
 
     documented: ClassVar[str] = "docs/controls.md"
 
     rows: int | None = Field(default=None, ge=1)
-    """Hint rows per arm; default: as many as the run trained on. Anchors are in the run's own proportion to them."""
+    """Hint rows per arm; default: as many as the run trained on. Anchors keep the run's own proportion."""
     steps: int | None = Field(default=None, ge=1)
     """Optimiser steps per arm; default: as many as the run took, at most 100."""
     clean_steps: int = Field(default=100, ge=1)
-    """Steps per set of clean steps."""
+    """Number of steps per set of clean steps."""
     train: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """Arm → keys of the `train` section in which it differs, e.g. `train.wrong_hint.learning_rate=1.0e-4`."""
+    """Arm → keys of the `train` section that differ in it, e.g. `train.wrong_hint.learning_rate=1.0e-4`."""
 
 
 def _has_decision(target: TargetHead) -> bool:
@@ -79,10 +79,10 @@ def _has_decision(target: TargetHead) -> bool:
 
 
 class Bench:
-    """What the arms of one run share."""
+    """Hold what the arms of one run share."""
 
     def __init__(self, ctx: RunContext, settings: ControlsSettings) -> None:
-        """Raise EmptyFunnelError if the run has nothing to train on or to read."""
+        """Load the run's findings and targets. Raises EmptyFunnelError if there is nothing to train or evaluate on."""
         self.ctx, self.settings, self.folder = ctx, settings, ctx.rundir.path / "controls"
         self.salt = f"controls:{ctx.config.run.seed}"
         rescore.require_accepted(ctx)
@@ -98,8 +98,8 @@ class Bench:
         hints = [t for t in self.trained if t.kind == "hint"]
         if not hints:
             raise EmptyFunnelError(
-                f"no accepted hint comes from a training trace with a train.fidelity ({', '.join(ctx.config.train.fidelity)})",
-                hint="run the same traces with more fidelities in train.fidelity, or with a smaller traces.holdout",
+                f"no training trace of train.fidelity={list(ctx.config.train.fidelity)} has an accepted hint",
+                hint="run the same traces with more values in train.fidelity, or with a smaller traces.holdout",
             )
         rows = settings.rows or len(hints)
         twins = sum(t.kind == "twin" for t in self.trained)
@@ -119,7 +119,7 @@ class Bench:
 
     @cached_property
     def material(self) -> Material:
-        """The training traces, and the findings whose hints the run trains on."""
+        """Return the training traces, and the findings whose hints the run trains on."""
         ctx = self.ctx
         by_key = critique.load(ctx)
         loaded = [(key, t) for key, t, split in read.load(ctx) if split == "train"]
@@ -135,13 +135,13 @@ class Bench:
 
     @cached_property
     def clean(self) -> dict[str, list[ScoreRequest]]:
-        """Clean steps that no arm trains on, by set; the report's off-target sets, at most `clean_steps` of each."""
+        """Return clean steps that no arm trains on: at most `clean_steps` of each of the report's off-target sets."""
         section = self.ctx.config.report.model_copy(update={"off_target_steps": self.settings.clean_steps})
         config = self.ctx.config.model_copy(update={"report": section})
         return report.off_target_sets(RunContext(config, self.ctx.rundir, self.ctx.console, self.ctx.engines))
 
     def arms(self, names: Sequence[str]) -> list[Arm]:
-        """Return the arms in the order of `ARMS`. Raises ConfigError for settings that do not hold."""
+        """Return the arms in the order of `ARMS`. Raises ConfigError for invalid settings."""
         made = {
             "hint": self._hints,
             "placebo": lambda: hinted(self.material, self.material.found, "placebo", placebo=True),
@@ -161,7 +161,7 @@ class Bench:
         return out
 
     def section_of(self, arm: Arm) -> TrainSection:
-        """Return how an arm trains. Raises ConfigError if what it changes is no setting."""
+        """Return the training settings of an arm. Raises ConfigError if it changes an unknown setting."""
         data = {"train": changed(self.ctx.config.train.model_dump(mode="json"), arm.train), "run": {"model": "-"}}
         config = validate(data | {"traces": {"path": ["-"]}}, f"controls, arm {arm.name}")
         return config.train
@@ -188,8 +188,8 @@ class Bench:
         return sft(self.ctx, found.kept)
 
     def rows_of(self, arm: Arm) -> tuple[list[Target], dict[str, int]]:
-        """Return the arm's rows, as many anchors as every arm has, none on a step that the arm moves, and every arm's
-        twins."""
+        """Return the rows of an arm: its own, equally many anchors as in every arm (none on a step that the arm moves),
+        and the twins of every arm."""
         hints = list(arm.targets())
         moved = {(t.trace_id, t.step) for t in hints}
         held = [
@@ -202,7 +202,7 @@ class Bench:
     # -- measuring ------------------------------------------------------------------------------------------------------
 
     def logprobs(self, model: Path) -> dict[str, float]:
-        """Log-probability of the decision token of every held-out finding, without a hint, by target key, nats."""
+        """Return log p (nats) of every held-out finding's decision token, without a hint, by target key."""
         requests = [
             ScoreRequest(
                 np.concatenate([t.context_ids, t.step_ids]), len(t.context_ids), len(t.context_ids) + len(t.step_ids)
@@ -214,7 +214,7 @@ class Bench:
         return {t.key: float(s.sampled[p]) for t, s, p in zip(self.heldout, scores, at, strict=True)}
 
     def moved(self, model: Path) -> dict[str, dict[str, float]]:
-        """Movement from the initial policy on each set of clean steps."""
+        """Return the movement from the initial policy on each set of clean steps."""
         engine = self.ctx.engine
         found = {n: movement(engine(self.ctx.initial_folder), engine(model), r) for n, r in self.clean.items()}
         return {name: asdict(m) for name, m in found.items() if m is not None}
@@ -222,23 +222,23 @@ class Bench:
 
 @dataclass(frozen=True)
 class ArmRun:
-    """One arm, trained and read."""
+    """A job that trains and evaluates one arm."""
 
     bench: Bench
     arm: Arm
 
     @property
     def name(self) -> str:
-        """The arm's name."""
+        """Return the arm's name."""
         return self.arm.name
 
     @property
     def units(self) -> int:
-        """One per optimiser step."""
+        """Return the number of optimiser steps."""
         return self.bench.budget.steps
 
     def key(self) -> str:
-        """Key of the run's targets, the arm's settings, what its targets are made of, and what is equal for all."""
+        """Return the key of the run's targets, the arm's settings and target origin, and the shared settings."""
         bench, ctx = self.bench, self.bench.ctx
         return content_key(
             "control",
@@ -253,8 +253,8 @@ class ArmRun:
         )
 
     def _made_of(self) -> list[Any]:
-        """Return what the arm's targets are made of beyond the run's own: prompts, and of corrections how they are
-        sampled and judged."""
+        """Return the origin of the arm's targets as far as it is not the run's own: prompts, and for corrections how
+        they are sampled and judged."""
         ctx = self.bench.ctx
         if self.arm.name == "hint":
             return []
@@ -267,7 +267,7 @@ class ArmRun:
         return made_of
 
     def run(self, advance: Advance) -> dict[str, Any]:
-        """Make the rows, train, read; the trained weights are removed afterwards."""
+        """Make the rows, train and evaluate; the trained weights are removed afterwards."""
         bench, ctx = self.bench, self.bench.ctx
         began = time.monotonic()
         chosen, distinct = bench.rows_of(self.arm)
@@ -316,16 +316,16 @@ def run_controls(
     console: Console | None = None,
     trust: bool = False,
 ) -> dict[str, Any]:
-    """Train and read the arms that are owed; writes controls.json and the report's section, and returns the document.
+    """Train and evaluate the missing arms, write controls.json and the report's section, and return the document.
 
     Args:
-        arms: names among `ARMS`; `hint` always takes part, because the others are compared with it.
+        arms: names from `ARMS`; `hint` always takes part, because the others are compared with it.
         trust: see `pipeline.run.run`.
 
     Raises:
         InputError: there is no run at `folder`.
-        ConfigError: an arm or a setting that does not exist; controls are there already and `resume` is off.
-        EmptyFunnelError: nothing to train on, or no held-out finding to read.
+        ConfigError: an arm or a setting does not exist, or controls already exist and `resume` is off.
+        EmptyFunnelError: there is nothing to train on, or no held-out finding to evaluate on.
     """
     config = checked(folder, settings, arms, resume)
     with in_use(config, trust), disk_errors(folder):
@@ -333,22 +333,22 @@ def run_controls(
 
 
 def checked(folder: Path, settings: ControlsSettings, arms: Sequence[str], resume: bool) -> RunConfig:
-    """Return the configuration of a run whose controls can be run. Raises InputError and ConfigError as `run_controls`
-    does."""
+    """Return the configuration of a run after checking that its controls can be run. Raises InputError and ConfigError
+    as `run_controls` does."""
     if unknown := [n for n in (*arms, *settings.train) if n not in ARMS]:
         raise ConfigError(f"no arm {unknown[0]!r}", hint=f"the arms are {', '.join(ARMS)}")
     opened = RunDir.open(folder)
     try:
         opened.check_continues()
     except ConfigError as error:
-        raise ConfigError(error.message, hint="run its traces again with this release, in another folder") from None
+        raise ConfigError(error.message, hint="run its traces again with this release, into another folder") from None
     config, _ = opened.config()
     if config.run.rounds is not None:
         raise ConfigError(
-            f"{folder} is a loop of rounds; controls read one round's run", hint=f"try {folder}/rounds/01/run"
+            f"{folder} is a loop of rounds; controls need one round's run", hint=f"try {folder}/rounds/01/run"
         )
     if (folder / "controls").is_dir() and not resume:
-        raise ConfigError(f"{folder} has controls already", hint="--resume does those that are missing")
+        raise ConfigError(f"{folder} already has controls", hint="--resume does the missing ones")
     _check_teacher(config.train)
     return config
 
@@ -363,7 +363,7 @@ def _run_controls(
         # what was trained before, under these settings, stays in the document
         jobs = [j for j in every if j.name in (*arms, "hint") or result_of(bench.folder, j) is not None]
         for job in (j for j in every if j not in jobs and (bench.folder / j.name / RESULT).is_file()):
-            console.note(f"{job.name}: its result was made with other settings and is left out")
+            console.note(f"{job.name}: its result was made with other settings and is ignored")
         bench.folder.mkdir(exist_ok=True)
         bench.ctx.engine(bench.ctx.model_folder)
         began, before = time.monotonic(), bench.logprobs(bench.ctx.model_folder)
@@ -378,21 +378,21 @@ def _run_controls(
 
 
 def _check_teacher(section: TrainSection) -> None:
-    """Raise ConfigError if targets are not stored: a variant of them would not be what the arm trains on."""
+    """Raise ConfigError if targets are not stored: the arms could then not be trained on variants of them."""
     if section.target_source != "stored":
         raise ConfigError(
-            "controls train on variants of stored targets, and this run's recipe makes its targets in the step",
-            hint="run the same traces with train.targets=stored and read the controls of that run",
+            "controls train on variants of stored targets, but this run's recipe makes its targets during training",
+            hint="run the same traces with train.targets=stored, and run the controls of that run",
         )
 
 
 def _ahead(bench: Bench, arms: int, reading: float) -> str:
-    """Return what is about to be done, and about how long it takes, by the run's own speed."""
+    """Return a description of the work ahead and its duration, estimated from the run's own speed."""
     b = bench.budget
-    said = f"controls: {arms} arms, each {b.rows} hints and {b.anchors} anchors, {b.steps} optimiser steps"
+    said = f"controls: {arms} arms, each with {b.rows} hints, {b.anchors} anchors and {b.steps} optimiser steps"
     per_step = seconds_per_step(bench.ctx.rundir.path)
     if per_step is None:
-        return f"{said}; this run has not trained, so how long a step takes is not known"
+        return f"{said}; the time per step is unknown, because this run has not trained"
     tokens = sum(len(t.context_ids) + len(t.step_ids) for t in bench.heldout)
     clean = sum(r.end for requests in bench.clean.values() for r in requests)
     # scoring of the variants reads each row four to five times, like the rescore stage

@@ -1,4 +1,6 @@
-"""`hintdistill controls RUN --dry-run`: which arms would be trained, on how much; nothing is written and no weights are loaded."""
+"""`hintdistill controls RUN --dry-run`: list the arms that would be trained and the amount of work; nothing is written
+and no weights are loaded.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +20,12 @@ from hintdistill.pipeline.store import RunDir
 def controls_ahead(
     folder: Path, settings: ControlsSettings, arms: Sequence[str] = ARMS, *, resume: bool = False, trust: bool = False
 ) -> dict[str, Any]:
-    """Return what `run_controls` would do; raises what it raises before it trains.
+    """Return the work that `run_controls` would do. Raises the errors that it raises before training.
 
     Returns:
-        `arms` that are owed and those `finished`; per arm `hints`, `anchors` and optimiser `steps`; `tokens`,
-        about as many as the rows of all owed arms hold; `money` (0, or None if corrections are judged by a critic on a
-        server); `bytes` of weights that are written and removed again; `seconds`, where the run has trained.
+        `arms` without a result and `finished` ones; `hints`, `anchors` and optimiser `steps` per arm; `tokens`, the
+        approximate number in the rows of all `arms`; `money` (0, or None if a critic on a server judges corrections);
+        `bytes` of weights that are written and removed again; `seconds`, if the run has trained.
     """
     config = checked(folder, settings, arms, resume)
     with in_use(config, trust):
@@ -52,10 +54,10 @@ def _asks_a_server(config: RunConfig) -> bool:
 
 
 def ahead_lines(found: dict[str, Any]) -> list[str]:
-    """Return the same for a reader."""
-    done = f" (finished before: {', '.join(found['finished'])})" if found["finished"] else ""
+    """Return the same as lines of text."""
+    done = f" (already finished: {', '.join(found['finished'])})" if found["finished"] else ""
     each = f"{found['hints']} hints, {found['anchors']} anchors, {found['steps']} optimiser steps"
-    money = "unknown, corrections are judged by a critic on a server" if found["money"] is None else "0"
+    money = "unknown, because a critic on a server judges corrections" if found["money"] is None else "0"
     lines = [
         f"arms: {', '.join(found['arms']) or 'none'}{done}",
         f"each: {each}",
@@ -64,5 +66,5 @@ def ahead_lines(found: dict[str, Any]) -> list[str]:
         f"bytes: {found['bytes']:,} of weights would be written and removed again",
     ]
     if found["seconds"] is not None:
-        lines.append(f"time: some {max(1, round(found['seconds'] / 60))} minutes of training")
+        lines.append(f"time: about {max(1, round(found['seconds'] / 60))} minutes of training")
     return lines

@@ -1,7 +1,8 @@
-"""Corrected steps without an environment: the hinted model decodes each erring step again.
+"""Correct steps without an environment: the hinted model decodes each erring step again.
 
-The hint is above the step while it is decoded; the corrected step is then recorded in its own, un-hinted context.
-What was cut, cannot be read, or draws an objection of a critic that costs nothing (`rules`, `checker`) is left out.
+The hint is above the step during decoding; the corrected step is then recorded in its original context without the
+hint. A step is left out if it was cut, cannot be parsed, or is rejected by a critic that asks no model (`rules`,
+`checker`).
 """
 
 from __future__ import annotations
@@ -22,28 +23,30 @@ from hintdistill.rollouts.parsing import PARSERS
 from hintdistill.rollouts.sampling import Sampler
 
 FREE = ("rules", "checker")
-"""Critics that ask no model. `recorded` speaks of the steps as they were, not of corrected ones."""
+"""Critics that ask no model. `recorded` is not one of them, because its findings concern the original steps, not
+corrected ones."""
 MARKUP = "<tool_call>"
-"""Stays in the content of a message whose calls could not be read."""
+"""Markup that remains in the content of a message whose calls could not be parsed."""
 
 
 @dataclass(frozen=True)
 class Corrections:
-    """What decoding under the hints gave."""
+    """Hold the results of decoding under the hints."""
 
     kept: tuple[tuple[Trace, int], ...]
-    """Each trace up to and including its corrected step, and that step's number."""
+    """Each trace up to and including its corrected step, with that step's number."""
     counts: dict[str, int]
     """`asked`, `no_place` (the hint could not be spliced), `too_long`, `cut`, `unreadable`, `objected`, `kept`."""
     critics: tuple[str, ...]
-    """The critics that were asked; empty if none of those in use costs nothing."""
+    """The critics that judged the steps; empty if every critic in use asks a model."""
 
 
 def corrections(ctx: RunContext, found: Sequence[tuple[Trace, Finding]], salt: str, judged: bool = True) -> Corrections:
-    """Sample one step under each finding's hint, at `rollout.sample.temperature`, and keep what nothing speaks against.
+    """Sample one step under each finding's hint, at `rollout.sample.temperature`, and keep the steps without
+    objections.
 
     Args:
-        judged: ask the critics that cost nothing; without it every step that can be read is kept.
+        judged: ask the critics that need no model; otherwise every step that can be parsed is kept.
     """
     counts = Counter({"asked": len(found)})
     section = ctx.config.rollout
@@ -79,7 +82,7 @@ def corrections(ctx: RunContext, found: Sequence[tuple[Trace, Finding]], salt: s
 def corrected_step(
     sampler: Sampler, trace: Trace, step: int, context: Sequence[int], ids: Sequence[int]
 ) -> tuple[Trace | None, str]:
-    """Return the trace that ends with the sampled step, or None; and what became of it."""
+    """Return the trace that ends with the sampled step, or None, and the outcome as a key of `counts`."""
     if not ids or ids[-1] not in sampler.stop:
         return None, "cut"
     message = PARSERS[sampler.options.parser](sampler.renderer.decode(ids[:-1]))

@@ -1,5 +1,5 @@
-"""Stage 2: every critic in use reads every trace, the strong one those that the others leave open; what they said is kept
-apart and put together when it is used."""
+"""Critique the traces (stage 2): every critic in use reads every trace, except that the strong critic reads only
+undecided ones. Answers are stored separately and merged when used."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def critics(ctx: RunContext) -> list[Critic]:
 
 
 def asked(ctx: RunContext, traces: Sequence[Trace], made: Collection[str] = ()) -> dict[str, dict[str, Any]]:
-    """Return what each critic would be asked about these traces, at most; nothing is asked.
+    """Return an upper bound of each critic's questions about these traces; nothing is asked.
 
     Args:
-        made: keys of critiques that are there already, which are not asked for again.
+        made: keys of existing critiques, which are not requested again.
 
     Returns:
-        Per critic `requests` (repair rounds aside), `prompt_tokens`, `answer_tokens` (as many as may be given), and `money`: 0
-        in this process or where nothing is asked, None if a server is asked and no price is set.
+        Per critic `requests` (without repair rounds), `prompt_tokens`, `answer_tokens` (the largest possible number),
+        and `money`, which is 0 if no server is asked, and None if a server is asked but no price is set.
     """
     from hintdistill.critics.llm import LLMCritic
 
@@ -64,20 +64,21 @@ def asked(ctx: RunContext, traces: Sequence[Trace], made: Collection[str] = ()) 
 
 
 def row_key(trace: str, critic: Critic, of: Trace) -> str:
-    """Key of a critic's row on a trace, whose own row has the key `trace`."""
+    """Return the key of a critic's row on the trace whose row has the key `trace`."""
     return content_key("critique", trace, critic.name, critic.key(of))
 
 
 CHUNK = 512
-"""Traces that are in memory at once; all of them are handed to a critic together, so that it has enough to ask at a time."""
+"""Number of traces in memory at once; a critic gets all of them together, so that it can ask many questions in
+parallel."""
 
 
 def run(ctx: RunContext) -> None:
-    """Critique what is owed.
+    """Ask the critics about all traces that lack a critique.
 
     Raises:
-        ServiceError: a critic's server is gone; what it answered before is kept.
-        InputError: shards are merged, and one of them has not critiqued its traces.
+        ServiceError: a critic's server is unreachable; earlier answers are kept.
+        InputError: shards are being merged, but one of them has not critiqued its traces.
     """
     ctx.rundir.note(prompts={n: ctx.library.hash(n) for n in ctx.library.names()})
     index: list[str] = []
@@ -93,7 +94,7 @@ def run(ctx: RunContext) -> None:
 
 
 def _notes(ctx: RunContext, critic: Critic, said: Sequence[str]) -> Sequence[str]:
-    """Say what the critic's backend has to say of its servers, but for what was said; all of it."""
+    """Print the notes of a critic's backend about its servers, except those already printed; return all of them."""
     notes: Sequence[str] = getattr(getattr(critic, "backend", None), "notes", ())
     for note in notes:
         if note not in said:
@@ -102,11 +103,11 @@ def _notes(ctx: RunContext, critic: Critic, said: Sequence[str]) -> Sequence[str
 
 
 def _one_critic(ctx: RunContext, critic: Critic, before: Sequence[Critic], number: int) -> list[str]:
-    """Return what one critic is asked and has not answered; the keys of all its rows, in the order of the traces.
+    """Ask one critic for its missing answers. Return the keys of all its rows, in the order of the traces.
 
     Args:
-        before: the critics that have spoken of every trace.
-        number: traces there are.
+        before: the critics that have already judged every trace.
+        number: number of traces.
     """
     store, index = ctx.rundir.store("critiques"), list[str]()
     # what was there before, and what the critics before have said
@@ -133,26 +134,26 @@ def _one_critic(ctx: RunContext, critic: Critic, before: Sequence[Critic], numbe
 
 
 def _is_owed(ctx: RunContext, rows: Rows, key: str) -> bool:
-    """Return whether a critic has to be asked: there is no answer, or one that a second try may give.
+    """Return whether a critic must be asked: it has not answered, or its failure may be temporary.
 
     Raises:
-        InputError: shards are merged, and none of them has the row.
+        InputError: shards are being merged, but none of them has the row.
     """
     row = rows.get(key)
     if row is None and ctx.gathers:
-        raise InputError(f"{rows.path} lacks the critique {key}", hint="a shard has not come to its end")
+        raise InputError(f"{rows.path} has no critique {key}", hint="a shard is not finished")
     return row is None or (not ctx.gathers and bool(row.get("failure", {}).get("retryable")))
 
 
 class Meter:
-    """What a critic has been asked in this run, and what it cost."""
+    """Count the questions that a critic was asked in this run, and their cost."""
 
     def __init__(self, config: CriticSection, critic: Critic) -> None:
         self._used = dict.fromkeys(PARTS, 0)
         self._prices = getattr(getattr(config, critic.name, None), "price", None)
 
     def add(self, outcome: Said) -> str | None:
-        """Count an outcome; returns questions, tokens and money so far, or None if nobody was asked."""
+        """Count an outcome. Return the questions, tokens and money so far, or None if nothing was asked."""
         usage = getattr(outcome, "usage", None)
         for part in PARTS if usage is not None else ():
             self._used[part] += getattr(usage, part)
@@ -166,7 +167,8 @@ class Meter:
 
 
 def owed(ctx: RunContext) -> dict[str, str]:
-    """Traces whose critique another try may still give, each with the reason; none that the strong critic has judged."""
+    """Return the traces whose critique may succeed in another attempt, with the reason; traces judged by the strong
+    critic are excluded."""
     judged, missing = set[str](), dict[str, str]()
     for row in ctx.rundir.each("critique", "critiques"):
         if row["critic"] == "strong" and "critique" in row:
@@ -177,32 +179,34 @@ def owed(ctx: RunContext) -> dict[str, str]:
 
 
 def require_answered(ctx: RunContext) -> None:
-    """Refuse to train on the traces that happened to be answered.
+    """Refuse to train on a biased selection of traces: those that happened to be answered.
 
     Raises:
-        ServiceError: a greater share of the traces than `critic.allow_owed` is owed a critique.
+        ServiceError: a larger share of the traces than `critic.allow_owed` lacks a critique.
     """
     missing, traces = owed(ctx), read.count(ctx)
     if not missing or len(missing) <= ctx.config.critic.allow_owed * traces:
         return
     why = ", ".join(f"{n} {reason}" for reason, n in Counter(missing.values()).most_common())
     raise ServiceError(
-        f"{len(missing)} of {traces} traces are owed a critique ({why}); training on the others would leave them out",
-        hint=f"run again with --resume once the critic answers{' and critic.budget_tokens is raised' * ('budget' in why)}; "
-        f"critic.allow_owed={min(1.0, math.ceil(100 * len(missing) / traces) / 100):g} trains without them",
+        f"{len(missing)} of {traces} traces lack a critique ({why}); training on the others would leave them out",
+        hint="run again with --resume once the critic "
+        f"answers{' and critic.budget_tokens is raised' * ('budget' in why)}; "
+        f"critic.allow_owed={min(1.0, math.ceil(100 * len(missing) / traces) / 100):g} trains "
+        "without them",
     )
 
 
 def _own_only(critic: Critic, traces: Sequence[Trace]) -> Generator[tuple[Trace, Said], None, None]:
-    """Ask the critic about traces with a step of their own; of the others there is nothing to say."""
+    """Ask the critic only about traces with steps that the student produced."""
     for trace in (t for t in traces if len(t.given_steps) == len(t.step_indices)):
         yield trace, Critique(trace_id=trace.id, verdict="none", critics=(critic.name,), notes=("every step is given",))
     yield from critic.critique([t for t in traces if len(t.given_steps) < len(t.step_indices)])
 
 
 def without_given(trace: Trace, outcome: Said) -> Said:
-    """Return the critique without findings on given steps, which are context; each is noted. An error caused by one is
-    a root error."""
+    """Return the critique without findings on given steps, which are context. Each removed finding is noted; an error
+    caused by one becomes a root error."""
     if not isinstance(outcome, Critique) or not trace.given_steps:
         return outcome
     findings = tuple(
@@ -257,10 +261,11 @@ def _row(key: str, trace_key: str, trace_id: str, critic: str, outcome: Critique
 
 
 class Critiques(Mapping[str, Critique]):
-    """The critique of each trace, by trace row key, read from disk when it is taken. Traces that no critic could read are absent."""
+    """Map trace row keys to critiques, which are read from disk on access. Traces that no critic could read are
+    absent."""
 
     def __init__(self, ctx: RunContext) -> None:
-        """Find the current rows. Raises InputError if the folder lacks one."""
+        """Find the current rows. Raises InputError if one is missing from the folder."""
         self._rows = ctx.rundir.grouped("critique", "critiques")
         self._keys = Lazy(lambda: (key for key, _ in read.keys(ctx)))
         self._revised = {r["finding"]: r["hint"] for r in ctx.rundir.each("revise", "revisions") if "hint" in r}
@@ -295,7 +300,7 @@ class Critiques(Mapping[str, Critique]):
 
 
 def opened(ctx: RunContext) -> Critiques:
-    """Return the current critiques, which stay on disk."""
+    """Return the current critiques without loading them into memory."""
     return Critiques(ctx)
 
 
@@ -305,12 +310,12 @@ def load(ctx: RunContext) -> dict[str, Critique]:
 
 
 def finding_key(trace_key: str, finding: Finding) -> str:
-    """Content key of a finding as its critic made it."""
+    """Return the content key of a finding in the form its critic gave it."""
     return content_key("finding", trace_key, finding.model_dump(mode="json", exclude={"revised_from"}))
 
 
 def _revised(trace_key: str, critique: Critique, revised: dict[str, str]) -> Critique:
-    """Return the critique with the second hints of findings whose first the gate rejected."""
+    """Return the critique with second hints for findings whose first hint the gate rejected."""
     if not revised:
         return critique
     findings = tuple(

@@ -1,4 +1,6 @@
-"""`hintdistill run --dry-run`: what a run would read and ask of whom, without a model and without writing."""
+"""`hintdistill run --dry-run`: list what a run would read and which critics it would ask, without a model and without
+writing.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ from hintdistill.recipes import reads_reward
 
 @dataclass(frozen=True)
 class DryRun:
-    """What a run would do; nothing is written and no model is loaded."""
+    """Describe the work of a run; nothing is written and no model is loaded."""
 
     traces: int
     failures: int
@@ -31,66 +33,75 @@ class DryRun:
     stages: tuple[str, ...]
     """The stages that would run, in order."""
     finished: tuple[str, ...]
-    """Those of them that the continued run has finished; they do what a change of the configuration asks for."""
+    """Stages that the continued run has already finished; they run again only for changes of the configuration."""
     critics: dict[str, dict[str, Any]]
-    """See `critique.asked`; a server without critic.llm.tokenizer is counted at three bytes a token."""
+    """See `critique.asked`; for a server without critic.llm.tokenizer, three bytes are counted as a token."""
     money: float | None
     """Upper bound over all critics; None if one of them asks a server and has no price."""
     tool_schemas: int
     recorded_ids: int
-    """Steps whose token ids are recorded."""
+    """Number of steps whose token ids are recorded."""
     trace_bytes: int
     """Size of the trace files."""
     trace_tokens: int | None
-    """Tokens of all traces as the student reads them, each once; None if run.model is no folder on this machine (a dry run
-    downloads nothing), or no stage asks the student."""
+    """Tokens of all traces as the student reads them, each counted once. None if run.model is not a folder on this
+    machine (a dry run downloads nothing), or if no stage uses the student."""
     not_rendered: int
-    """Traces that the student's template or tokenizer refuses; they are not among `trace_tokens`."""
+    """Number of traces that the student's template or tokenizer refuses; `trace_tokens` does not include them."""
     student_bytes: int | None
-    """Size of the weights that training writes, in `train.save_dtype`; None if nothing is trained or the model is not here."""
+    """Size of the weights that training writes, in `train.save_dtype`; None if nothing is trained or the model is not
+    on this machine."""
 
     def lines(self) -> list[str]:
-        """Return the same for a reader: what is done, then tokens, money and bytes."""
+        """Return the same as lines of text: the work, then tokens, money and bytes."""
         held = f"{self.train_traces} to train on, {self.holdout_traces} held out"
-        done = f" (finished before: {', '.join(self.finished)})" if self.finished else ""
+        done = f" (already finished: {', '.join(self.finished)})" if self.finished else ""
         out = [
             f"stages: {', '.join(self.stages)}{done}",
-            f"traces: {self.traces} with {self.steps} steps, {self.recorded_ids} of them with recorded token ids; {held}",
+            f"traces: {self.traces} with {self.steps} steps, of which {self.recorded_ids} have recorded "
+            f"token ids; {held}",
             f"tool schemas: {self.tool_schemas}",
         ]
         if self.failures:
             out.append(f"not read: {self.failures} records")
         if self.not_rendered:
-            out.append(f"not rendered: {self.not_rendered} traces, which the student's template or tokenizer refuses")
-        read = "unknown, the model is not on this machine" if self.trace_tokens is None else f"{self.trace_tokens:,}"
-        out += [f"tokens: {read} in the traces as the student reads them, each once"] * ("inject" in self.stages)
+            out.append(f"not rendered: {self.not_rendered} traces refused by the student's template or tokenizer")
+        read = (
+            "unknown, because the model is not on this machine"
+            if self.trace_tokens is None
+            else f"{self.trace_tokens:,}"
+        )
+        out += [f"tokens: {read} in the traces as the student reads them, each counted once"] * (
+            "inject" in self.stages
+        )
         written = "" if self.student_bytes is None else f"; {self.student_bytes:,} of weights would be written"
         return [*out, *asked_lines(self.critics, self.money), f"bytes: {self.trace_bytes:,} of trace files{written}"]
 
 
 def total_money(critics: Mapping[str, Mapping[str, Any]]) -> float | None:
-    """Return what all critics would cost at most; None if one of them asks and has no price."""
+    """Return an upper bound on the cost of all critics; None if one of them asks a server and has no price."""
     each = [of["money"] for of in critics.values()]
     return None if None in each else sum(each)
 
 
 def asked_lines(critics: Mapping[str, Mapping[str, Any]], money: float | None) -> list[str]:
-    """Return what would be asked of critics, for a reader."""
+    """Return the critics' questions and costs as lines of text."""
     said = [
-        f"{name}: {of['requests']:,} requests, {of['prompt_tokens']:,} prompt tokens at most, {of['answer_tokens']:,} answer tokens at most"
+        f"{name}: at most {of['requests']:,} requests, {of['prompt_tokens']:,} prompt tokens and "
+        f"{of['answer_tokens']:,} answer tokens"
         for name, of in critics.items()
     ]
-    priced = "unknown, critic.<name>.price is not set" if money is None else f"{money:,.4f} at most"
+    priced = "unknown, because critic.<name>.price is not set" if money is None else f"at most {money:,.4f}"
     return [*said, f"money: {priced}"]
 
 
 def dry_run(config: RunConfig, until: str = "report", *, folder: Path | None = None, trust: bool = False) -> DryRun:
-    """Read the traces and say what the run would ask of whom.
+    """Read the traces, and list the questions that a run would ask each critic.
 
-    Raises what `check_inputs` raises, and ModelError for a model folder that renders nothing.
+    Raises what `check_inputs` raises, and ModelError if the model folder cannot render traces.
 
     Args:
-        folder: the run that would be continued; what its critics said is not asked for again.
+        folder: the run that would be continued; its existing critiques are not requested again.
         trust: see `pipeline.run.run`.
     """
     with in_use(config, trust):
@@ -143,7 +154,8 @@ def _dry_run(config: RunConfig, until: str, continued: RunDir | None) -> DryRun:
 
 
 def _tokens(ctx: RunContext, traces: Sequence[Trace]) -> tuple[int | None, int]:
-    """Tokens of the traces up to the end of the last step that is the student's own, and how many could not be rendered."""
+    """Return the tokens of the traces up to the end of the student's last step, and the number of traces that could not
+    be rendered."""
     if not Path(ctx.config.run.model).is_dir():
         return None, 0
     total, refused = 0, 0
@@ -158,7 +170,7 @@ def _tokens(ctx: RunContext, traces: Sequence[Trace]) -> tuple[int | None, int]:
 
 
 def student_bytes(config: RunConfig) -> int | None:
-    """Size of whole weights; None if they are not here, or where an adapter alone is written."""
+    """Return the size of the whole weights; None if they are not on this machine, or if only an adapter is written."""
     files = sorted(Path(config.run.model).glob("*.safetensors"))
     if not files or (config.train.lora is not None and config.train.save == "adapter"):
         return None

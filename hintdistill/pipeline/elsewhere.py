@@ -1,4 +1,4 @@
-"""`hintdistill report RUN --student PATH`: a student that was trained elsewhere, measured as the run's own would be."""
+"""`hintdistill report RUN --student PATH`: measure a student trained elsewhere in the same way as the run's own."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from hintdistill.pipeline.store import RunDir
 STUDENTS = "students"
 PROVENANCE = "provenance.json"
 CARDS = ("card.json", "hintdistill_export.json")
-"""Names under which an export's card may lie in a student's folder and say what it was trained on."""
+"""Names of an export's card, which may be in a student's folder and says what the student was trained on."""
 
 
 def report_student(run: Path, student: str, console: Console, *, trust: bool = False) -> Path:
-    """Measure a student trained elsewhere; returns the folder with its report, `RUN/students/KEY`.
+    """Measure a student trained elsewhere, and return the folder of its report, `RUN/students/KEY`.
 
-    `provenance.json` beside the report says what is known of how it was made.
+    `provenance.json` in that folder records what is known about its training.
 
     Raises:
-        InputError: its tokenizer, template or vocabulary is not the run's, or its export card names other targets; or the run has
-            no targets.
+        InputError: its tokenizer, template or vocabulary is not the run's, its export card names other targets, or the
+            run has no targets.
         ModelError: the folder cannot be read.
     """
     rundir = RunDir.reopen(run)
@@ -40,7 +40,7 @@ def report_student(run: Path, student: str, console: Console, *, trust: bool = F
             folder = resolve_model(student)
             ctx = RunContext(config, rundir, console, student=folder)
             if rundir.index("rescore") is None:
-                raise InputError(f"{run} has no targets", hint="hintdistill run … --until rescore")
+                raise InputError(f"{run} has no targets", hint="run hintdistill run … --until rescore first")
             known = provenance(ctx, folder)
             out = rundir.path / STUDENTS / known["weights"]
             report.write_elsewhere(ctx, out)
@@ -51,24 +51,24 @@ def report_student(run: Path, student: str, console: Console, *, trust: bool = F
 
 
 def provenance(ctx: RunContext, student: Path) -> dict[str, Any]:
-    """Return what is known of a student's making, and warn of what is not.
+    """Return what is known about a student's training, and warn of what is unknown.
 
     Raises:
-        InputError: it cannot have been trained on this run's targets; says why.
+        InputError: it cannot have been trained on this run's targets; the message says why.
     """
     renderer = Renderer.from_pretrained(student).key
     if renderer != ctx.renderer.key:
         raise InputError(
-            f"{student}: its tokenizer or chat template is not the run's ({renderer}, not {ctx.renderer.key}), so the run's "
-            "token ids mean something else to it",
-            hint="copy the tokenizer files of the run's model into the student's folder, if it was trained with them",
+            f"{student} has another tokenizer or chat template than the run ({renderer}, not "
+            f"{ctx.renderer.key}), so the run's token ids have another meaning for it",
+            hint="if it was trained with them, copy the tokenizer files of the run's model into the student's folder",
         )
     theirs, ours = ModelShape.of(student), ModelShape.of(ctx.model_folder)
     if theirs.vocab != ours.vocab:
-        raise InputError(f"{student} has {theirs.vocab} output rows, the run's model {ours.vocab}")
+        raise InputError(f"{student} has {theirs.vocab} output rows, but the run's model has {ours.vocab}")
     weights = model_key(student).weights
     if weights == model_key(ctx.model_folder).weights:
-        ctx.console.warn(f"{student} has the weights that the run starts from: nothing was trained")
+        ctx.console.warn(f"{student} has the same weights that the run starts from: nothing was trained")
     targets = hashlib.sha256("\n".join(sorted(t.key for t in train.selected(ctx).heads)).encode()).hexdigest()
     card = next((student / name for name in CARDS if (student / name).is_file()), None)
     said = None if card is None else json.loads(card.read_text(encoding="utf-8")).get("targets_sha256")
@@ -78,8 +78,8 @@ def provenance(ctx: RunContext, student: Path) -> dict[str, Any]:
         )
     elif said != targets:
         raise InputError(
-            f"{card} belongs to other targets ({said[:16]}) than this run's ({targets[:16]})",
-            hint="name the run that the export was made of",
+            f"{card} belongs to other targets ({said[:16]}) than those of this run ({targets[:16]})",
+            hint="give the run from which the export was made",
         )
     return {
         "weights": weights,

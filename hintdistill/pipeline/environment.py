@@ -1,4 +1,4 @@
-"""Success in the environment, before and after training, and the episodes that it is counted from."""
+"""Measure success in the environment before and after training, and keep the underlying episodes."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from hintdistill.rollouts.sampling import Episode
 
 @dataclass(frozen=True)
 class Played:
-    """What was played; empty if there is no environment."""
+    """Hold the results of playing; empty if there is no environment."""
 
     evaluations: dict[str, dict[str, Evaluation]] = field(default_factory=dict)
     """By split, then `before` and `after`."""
     episodes: list[Mapping[str, Any]] = field(default_factory=list)
-    """Rows of episodes.jsonl that these were counted from; none of a run that an older release played."""
+    """Rows of episodes.jsonl on which these figures are based; empty for runs played by an older release."""
 
 
 def play(ctx: RunContext, student: str | None) -> Played:
-    """Play what is owed with the initial policy, and with the student.
+    """Play the missing episodes with the initial policy and with the student.
 
     Args:
         student: key of the student's weights; None if nothing was trained.
@@ -40,7 +40,7 @@ def play(ctx: RunContext, student: str | None) -> Played:
         suite = load_suite(section.environment)
     except UntrustedError as error:
         ctx.console.warn(
-            f"nothing was measured in the environment: {error.message}; `hintdistill report --trust` measures it"
+            f"success in the environment was not measured: {error.message}; `hintdistill report --trust` measures it"
         )
         return Played()
     content = object_content(section.environment)
@@ -71,14 +71,15 @@ def play(ctx: RunContext, student: str | None) -> Played:
 
 
 class _Rows:
-    """The episodes of one evaluation as rows."""
+    """Collect the episodes of one evaluation as rows."""
 
     def __init__(self, evaluation: str, split: str, when: str) -> None:
         self._of = {"evaluation": evaluation, "split": split, "when": when}
         self.rows: list[dict[str, Any]] = []
 
     def add(self, episode: Episode, outcome: Outcome) -> None:
-        """Take an episode and how it ended. The text of one that succeeded after training is not kept: nobody looks for it."""
+        """Add an episode and its outcome. The text of an episode that succeeded after training is not kept, because it
+        is never inspected."""
         text = None
         if self._of["when"] == "before" or not outcome.success:
             text = transcript(episode.trace.model_dump(mode="json")["messages"])

@@ -1,7 +1,7 @@
-"""Hold traces: read from files with the other traces, or played once by the initial policy; their steps are held in place.
+"""Hold traces: read from files like other traces, or played once by the initial policy; their steps are held in place.
 
-Every record is a row of `hold.jsonl`, a trace or a failure. What is also a training trace is left out, because a step cannot be
-corrected and held at once.
+Every record becomes a row of `hold.jsonl`, a trace or a failure. A hold trace that is also a training trace is left
+out, because a step cannot be both corrected and held.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from hintdistill.traces.options import Failure
 from hintdistill.traces.reading import read_traces
 
 ALSO_TRAINED = "also_trained"
-"""Reason of a hold trace that is left out because it is a training trace as well."""
+"""Reason for leaving out a hold trace that is also a training trace."""
 
 
 def read(ctx: RunContext) -> None:
-    """Read the files of `train.hold.path`; nothing if none is named.
+    """Read the files of `train.hold.path`; do nothing if it is not set.
 
     Raises:
         InputError: a path does not exist.
-        EmptyFunnelError: no usable hold trace.
+        EmptyFunnelError: there is no usable hold trace.
     """
     section = ctx.config.train.hold
     if not section.path:
@@ -40,11 +40,11 @@ def read(ctx: RunContext) -> None:
 
 
 def play(ctx: RunContext) -> None:
-    """Play the split of `train.hold.split` with the initial policy; nothing if none is named or it was played before.
+    """Play the split of `train.hold.split` with the initial policy; do nothing if it is not set or was already played.
 
     Raises:
         ConfigError: the environment has no such split.
-        EmptyFunnelError: no episode came to an end.
+        EmptyFunnelError: no episode was finished.
     """
     if ctx.config.train.hold.split is None:
         return
@@ -52,7 +52,8 @@ def play(ctx: RunContext) -> None:
 
 
 def episodes(ctx: RunContext) -> list[Trace | Failure]:
-    """Return the initial policy's episodes of the split, one a task; those that are rows already are not played again."""
+    """Return the initial policy's episodes of the split, one per task; episodes that are already rows are not played
+    again."""
     from hintdistill.core.models import model_key
     from hintdistill.core.paths import object_content
     from hintdistill.pipeline.playing import episode_of, episode_row
@@ -92,10 +93,10 @@ def episodes(ctx: RunContext) -> list[Trace | Failure]:
 
 
 def keep(ctx: RunContext, outcomes: Iterable[Trace | Failure], where: str) -> None:
-    """Keep what was read or played as rows, and say which are current.
+    """Store the traces that were read or played as rows, and record which rows are current.
 
     Raises:
-        EmptyFunnelError: not one usable trace.
+        EmptyFunnelError: there is no usable trace.
     """
     store, section = ctx.rundir.store("hold"), ctx.config.train.hold
     trained = set(ctx.rundir.index("read") or [])
@@ -111,7 +112,7 @@ def keep(ctx: RunContext, outcomes: Iterable[Trace | Failure], where: str) -> No
     store.extend([row for key, row in rows.items() if key not in have])
     ctx.rundir.set_index("hold", list(rows))
     failures = [r["failure"] for r in rows.values() if "failure" in r]
-    ctx.console.note(f"hold: {len(rows) - len(failures)} traces, {len(failures)} records are not traces")
+    ctx.console.note(f"hold: {len(rows) - len(failures)} traces, {len(failures)} failed records")
     for failure in failures[:3]:
         ctx.console.warn(f"hold traces: {failure['source']}: {failure['message']}")
     if len(failures) > 3:
@@ -132,7 +133,7 @@ def _counted(outcomes: Iterable[Trace | Failure], advance: Any) -> Iterator[Trac
 def _row(outcome: Trace | Failure, trained: set[str]) -> dict[str, Any]:
     if isinstance(outcome, Trace) and trace_key(outcome) in trained:
         assert outcome.source is not None
-        text = f"trace {outcome.id} is also among the traces that are corrected"
+        text = f"trace {outcome.id} is also a training trace"
         outcome = Failure(outcome.source, ALSO_TRAINED, text)
     if isinstance(outcome, Failure):
         failure = {"source": str(outcome.source), "reason": outcome.reason, "message": outcome.message}
@@ -151,12 +152,12 @@ def each(ctx: RunContext) -> Iterator[tuple[str, Trace]]:
 
 
 def keys(ctx: RunContext) -> list[str]:
-    """Return the row keys of the current hold traces and of the records that were none."""
+    """Return the row keys of the current hold traces and of the records that failed."""
     return (ctx.rundir.index("hold") or []) if ctx.config.train.hold.given else []
 
 
 def counts(ctx: RunContext) -> dict[str, Any] | None:
-    """Return how many hold traces there are, and what was not one by reason; None if none were asked for."""
+    """Return the number of hold traces, and of failed records by reason; None if there is no hold section."""
     failed, traces = Counter[str](), 0
     for row in _current(ctx):
         traces += "trace" in row
@@ -166,14 +167,14 @@ def counts(ctx: RunContext) -> dict[str, Any] | None:
 
 
 def steps(ctx: RunContext, key: str, trace: Trace) -> list[int]:
-    """Return the steps of a hold trace that are held: `train.hold.per_trace` steps, drawn by the seed and the trace alone."""
+    """Return the held steps of a hold trace: `train.hold.per_trace` steps, drawn only by the seed and the trace."""
     own = list(trace.own_steps)
     rng = random.Random(f"hold:{ctx.config.run.seed}:{key}")
     return sorted(rng.sample(own, min(ctx.config.train.hold.per_trace, len(own))))
 
 
 def write_for_rounds(ctx: RunContext, path: Path) -> None:
-    """Play the split once for all rounds of a loop and write its traces to a file that each round reads.
+    """Play the split once for all rounds of a loop, and write its traces to a file that each round reads.
 
     Raises:
         ConfigError, EmptyFunnelError: see `play`.

@@ -1,4 +1,4 @@
-"""Stage 3: which findings go on, and their hints spliced in."""
+"""Inject the hints (stage 3): select the findings to use and splice their hints in."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from hintdistill.pipeline.contexts import Contexts
 from hintdistill.pipeline.store import RunDir
 
 NO_ERROR = "none"
-"""The error class of a step in which no critic found an error, where every step gets a context."""
+"""The error class given to a step without a finding, if every step gets a context."""
 
 
 @dataclass(frozen=True)
 class LoadedInjection:
-    """A current injection and where it belongs."""
+    """Hold a current injection with its trace and finding."""
 
     key: str
-    """Content key of the injection itself, so that an unchanged one keeps its target."""
+    """Content key of the injection alone, so that an unchanged injection keeps its target."""
     trace_key: str
     injection: Injection
     split: Split
@@ -35,9 +35,10 @@ class LoadedInjection:
 def select(
     found: Critique, max_per_trace: int, min_confidence: float, which: Literal["decisive", "roots"] = "roots"
 ) -> list[tuple[Finding, str | None]]:
-    """Return every finding with None, or with why it goes no further: only root errors train, the earliest first.
+    """Return every finding with None if it is used, or else with the reason: only root errors are trained on, the
+    earliest first.
 
-    With `which="decisive"` one that its critic calls not decisive goes no further either.
+    With `which="decisive"`, findings that their critic calls not decisive are not used either.
     """
     out: list[tuple[Finding, str | None]] = []
     taken = 0
@@ -58,7 +59,7 @@ def select(
 
 
 def run(ctx: RunContext) -> None:
-    """Inject what is owed. A finding that cannot be injected is a row with its reason."""
+    """Make the missing injections. A finding that cannot be injected becomes a row with the reason."""
     config, store = ctx.config, ctx.rundir.store("injections")
     critiques = critique.opened(ctx)
     done = ctx.rundir.rows("injections")
@@ -95,8 +96,8 @@ def run(ctx: RunContext) -> None:
 
 
 def _selected(ctx: RunContext, trace: Trace, found: Critique | None) -> Iterator[tuple[Finding, str | None]]:
-    """Yield every finding of a trace with None, or with why it goes no further; or every step, where the steps are not
-    the findings'."""
+    """Yield every finding of a trace with None or the reason why it is not used; or every step, if the steps do not
+    come from findings."""
     section = ctx.config.critic
     found = found or Critique(trace_id=trace.id, verdict="abstain")
     if (steps := ctx.config.injecting.steps) is not None:
@@ -113,8 +114,8 @@ def _selected(ctx: RunContext, trace: Trace, found: Critique | None) -> Iterator
 
 
 def _steps(trace: Trace, found: Critique, which: str) -> Iterator[Finding]:
-    """Yield every step of a trace, or its last, as findings of the whole step; what a critic said of it first is
-    kept."""
+    """Yield every step of a trace, or only its last, as a finding about the whole step; the first finding of a critic
+    on a step is kept."""
     every = range(len(trace.step_indices))
     for k in every if which == "every" else every[-1:]:
         own = next((f for f in found.findings if f.step == k), None)
@@ -127,8 +128,8 @@ def _steps(trace: Trace, found: Critique, which: str) -> Iterator[Finding]:
 def _contexts(
     contexts: Contexts, trace: Trace, finding: Finding, found: Critique | None
 ) -> MadeContexts | HintdistillError | None:
-    """Return the words of a finding's contexts, or why there are none; None if the hint source alone writes what the
-    teacher reads."""
+    """Return the texts of a finding's contexts, or the reason for their absence; None if the hint source alone writes
+    the teacher's context."""
     if not contexts.needed:
         return None
     try:
@@ -138,7 +139,7 @@ def _contexts(
 
 
 def _numbered(key: str, n: int) -> str:
-    """Return the key of the n-th hint of a finding."""
+    """Return the key of a finding's n-th hint."""
     return key if n == 0 else f"{key}-{n}"
 
 
@@ -149,7 +150,7 @@ def _outcomes(
     skipped: str | None,
     contexts: MadeContexts | HintdistillError | None,
 ) -> list[dict[str, Any]]:
-    """Return the rows of a finding: each of its hints, or why there is none."""
+    """Return the rows of a finding: one for each of its hints, or one with the reason why it has none."""
     about = {"trace_id": trace.id, "finding": finding.model_dump(mode="json", exclude_defaults=True)}
     if skipped is not None:
         return [{**about, "skipped": skipped}]
@@ -179,16 +180,17 @@ def _summarise(ctx: RunContext) -> None:
 
 
 def require_some(rundir: RunDir) -> None:
-    """Raise EmptyFunnelError if nothing was injected in this run, with the counts that explain it."""
+    """Raise EmptyFunnelError if nothing was injected in this run, with counts that explain it."""
     why: Counter[str] = Counter()
     for row in rundir.each("inject", "injections"):
         if "injection" in row:
             return
         why[row["skipped"] if "skipped" in row else row["failure"]["reason"]] += 1
-    counts = ", ".join(f"{n} {reason}" for reason, n in why.most_common()) or "the critics found nothing"
+    counts = ", ".join(f"{n} {reason}" for reason, n in why.most_common()) or "the critics found no errors"
     raise EmptyFunnelError(
-        f"no hint was injected, so that no finding was rescored: {why.total()} findings ({counts})",
-        hint="all rows are written; report.json has the funnel, and critiques.jsonl and injections.jsonl the reasons",
+        f"no hint was injected, so no finding was rescored: {why.total()} findings ({counts})",
+        hint="all rows are written: report.json contains the funnel, and critiques.jsonl and "
+        "injections.jsonl contain the reasons",
     )
 
 
@@ -204,7 +206,7 @@ def loaded(rows: Iterable[Mapping[str, Any]], split: Split) -> list[LoadedInject
 
 
 def each(ctx: RunContext) -> Iterator[LoadedInjection]:
-    """Yield the current injections, in trace order, one trace's in memory."""
+    """Yield the current injections in trace order, keeping those of one trace in memory."""
     rows = ctx.rundir.grouped("inject", "injections")
     for key, split in read.keys(ctx):
         yield from loaded(rows.of(key), split)

@@ -1,10 +1,11 @@
-"""`hintdistill critique --labels`: the configured critics on labelled traces, scored against the labels."""
+"""`hintdistill critique --labels`: run the configured critics on labelled traces and score them against the labels."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from hintdistill.config import RunConfig
@@ -29,25 +30,25 @@ from hintdistill.traces.options import Failure
 from hintdistill.traces.reading import read_traces
 
 TOLD = {"step", "error_class", "quote", "hint", "confidence", "caused_by", "decisive"}
-"""What is kept of a finding beside the scores."""
+"""Fields of a finding that are kept in addition to the scores."""
 
 
 def score_critics(
     config: RunConfig, labels: Path, folder: Path, console: Console, *, trust: bool = False, hints: bool = False
 ) -> dict[str, Any]:
-    """Critique the labelled traces and score the outcome; written to `folder`/evaluation.json.
+    """Critique the labelled traces, score the results, and write them to `folder`/evaluation.json.
 
-    `labels` is a file or folder of a known annotated set, or a file of recorded findings about the traces that
-    traces.path names. Answers are kept in the folder, so that a second call asks nothing twice.
+    `labels` is a file or folder of a known annotated set, or a file of recorded findings about the traces in
+    traces.path. Answers are kept in the folder, so that a second call repeats no question.
 
     Args:
         trust: see `pipeline.run.run`.
         hints: whether the model of run.model also reads the hints of the findings; see `labels_hints.repairs`.
 
     Raises:
-        InputError: nothing at `labels`.
-        EmptyFunnelError: no labelled trace.
-        ServiceError: a critic's server is gone; what it answered before is kept.
+        InputError: `labels` does not exist.
+        EmptyFunnelError: there is no labelled trace.
+        ServiceError: a critic's server is unreachable; earlier answers are kept.
     """
     with in_use(config, trust):
         return _score_critics(config, labels, folder, console, hints)
@@ -56,6 +57,22 @@ def score_critics(
 def _score_critics(config: RunConfig, labels: Path, folder: Path, console: Console, hints: bool) -> dict[str, Any]:
     ctx = RunContext(config, RunDir(folder), console)
     labelled, unread = _labelled(ctx, labels)
+    return score_labelled(ctx, labelled, hints=hints, about={"labels": str(labels), "unread": unread})
+
+
+def score_labelled(
+    ctx: RunContext,
+    labelled: Sequence[Labelled],
+    *,
+    hints: bool = False,
+    about: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """Critique these traces and score the outcome, as `score_critics` does with what it read; see there.
+
+    Args:
+        about: what the document says first of the traces, e.g. where they are from.
+    """
+    config, folder = ctx.config, ctx.rundir.path
     said, asked = _critiques(ctx, [of.trace for of in labelled])
     cases: list[Case] = []
     for of in labelled:
@@ -64,9 +81,8 @@ def _score_critics(config: RunConfig, labels: Path, folder: Path, console: Conso
     prices = config.model_dump(mode="json", include={"critic"})
     spent = spending([row for rows in asked.values() for row in rows], prices, 0)
     result = {
-        "labels": str(labels),
+        **about,
         "critics": list(config.critic.use),
-        "unread": unread,
         **evaluate(cases, hint_classes(ctx.library)),
         "prompts": {n: ctx.library.hash(n) for n in ctx.library.names()},
         "usage": {n: spent[n] for n in (*PARTS, "money")},
@@ -90,7 +106,7 @@ def _score_critics(config: RunConfig, labels: Path, folder: Path, console: Conso
         messages = dict.fromkeys(s.message for of in said.values() for s in of if not isinstance(s, Critique))
         raise ServiceError(
             f"every critic failed on all {len(cases)} labelled traces: {next(iter(messages), 'no critic was asked')}",
-            hint=f"{folder / 'evaluation.json'} has the cases; the same command asks again",
+            hint=f"{folder / 'evaluation.json'} lists the cases; the same command asks again",
         )
     if hints:
         # after the answers are kept: a model that does not load costs none of them
@@ -100,8 +116,8 @@ def _score_critics(config: RunConfig, labels: Path, folder: Path, console: Conso
 
 
 def score_ahead(config: RunConfig, labels: Path, console: Console, *, trust: bool = False) -> dict[str, Any]:
-    """Return what `score_critics` would ask: `traces`, `critics` (see `critique.asked`) and `money`, at most; nothing
-    is asked.
+    """Return an upper bound of the questions of `score_critics` as `traces`, `critics` (see `critique.asked`) and
+    `money`; nothing is asked.
 
     Raises what `score_critics` raises.
     """
@@ -116,7 +132,7 @@ def _labelled(ctx: RunContext, labels: Path) -> tuple[list[Labelled], int]:
     """Return the labelled traces, at most `traces.limit`, and how many records could not be read."""
     if not labels.exists():
         raise InputError(
-            f"no labels at {labels}", hint="--labels names a file or folder of labelled traces, or of findings"
+            f"{labels} does not exist", hint="--labels names a file or folder of labelled traces, or of findings"
         )
     found, failures = _read(ctx, labels)
     if not found:
@@ -160,14 +176,15 @@ def _recorded(truth: RecordedCritic, traces: list[Trace]) -> Iterator[tuple[Trac
 
 
 def _cost(rows: list[dict[str, Any]], prices: dict[str, Any]) -> dict[str, float | None]:
-    """Tokens, requests and money of one trace; money is None if a critic that asked has no price."""
+    """Return the tokens, requests and money spent on one trace; money is None if a critic that asked a server has no
+    price."""
     spent = spending(rows, prices, 0)
     tokens = spent["prompt_tokens"] + spent["completion_tokens"]
     return {"tokens": tokens, "requests": spent["requests"], "money": spent["money"]}
 
 
 def _critiques(ctx: RunContext, traces: list[Trace]) -> tuple[dict[str, list[Said]], dict[str, list[dict[str, Any]]]]:
-    """Return what the critics say of each trace, and what each of them asked for it, as rows for `spending`."""
+    """Return the critiques of each trace, and each critic's usage for it, as rows for `spending`."""
     section = ctx.config.critic
     said: dict[str, list[Said]] = {t.id: [] for t in traces}
     asked_for: dict[str, list[dict[str, Any]]] = {t.id: [] for t in traces}
@@ -187,7 +204,7 @@ def _critiques(ctx: RunContext, traces: list[Trace]) -> tuple[dict[str, list[Sai
 
 
 def spent_lines(result: Mapping[str, Any]) -> list[str]:
-    """Return what the critics cost, and what their hints did if that was asked, as lines for a terminal."""
+    """Return the critics' cost, and the effects of their hints if requested, as lines for a terminal."""
     usage = result["usage"]
     cost = "" if usage["money"] is None else f"; cost {usage['money']:,.4f}"
     line = f"{usage['requests']:,} requests, {usage['prompt_tokens']:,} prompt and {usage['completion_tokens']:,} answer tokens{cost}"

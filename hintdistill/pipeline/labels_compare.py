@@ -1,7 +1,8 @@
-"""`hintdistill critique --labels X --compare A B`: two critics or prompts on the same labelled traces, scored against the labels.
+"""`hintdistill critique --labels X --compare A B`: score two critics or prompts on the same labelled traces and compare
+them.
 
-Differences are B − A, paired by trace; see `pipeline.compare` for what a side is and for the intervals. A critic that failed on
-a trace is not right there.
+Differences are B − A, paired by trace; `pipeline.compare` defines a side and the intervals. A critic that failed on a
+trace counts as wrong there.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ RATES: dict[str, tuple[str, Callable[[Case], bool]]] = {
     "any_finding": ("findings", lambda c: c["label"]["step"] in {f["step"] for f in c["findings"]}),
     "false_alarm": ("none", lambda c: c["verdict"] == "findings"),
 }
-"""Name → the verdict of the labels it is counted on, and whether a case counts."""
+"""Name of a rate → the label verdict it covers, and a test of whether a case counts."""
 COSTS = ("tokens", "requests", "money")
 
 
@@ -42,16 +43,17 @@ def compare_on_labels(
     *,
     trust: bool = False,
 ) -> dict[str, Any]:
-    """Score both sides against the labels and compare; written to comparison.json beside the folders of the sides, `a` and `b`.
+    """Score both sides against the labels, compare them, and write comparison.json next to the folders of the sides,
+    `a` and `b`.
 
-    A side that is a folder with an evaluation.json is read and not asked again.
+    A side that is a folder with an evaluation.json is read without asking again.
 
     Args:
         trust: see `pipeline.run.run`.
 
     Raises:
-        ConfigError, InputError, PromptError: a side cannot be put together; nothing was asked then.
-        HintdistillError: whatever stopped a side.
+        ConfigError, InputError, PromptError: a side cannot be assembled; in this case nothing was asked.
+        HintdistillError: an error stopped one side.
     """
     base = run_folder(load_config(config, list(overrides)), f"{config.stem}-labels-compare")
     settings = [None if _evaluated(side) else side_settings(config, overrides, side) for side in sides]
@@ -82,17 +84,17 @@ def _result(folder: Path, settings: RunConfig | None, labels: Path, console: Con
 
 
 def compare_evaluations(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
-    """Compare two results of `score_critics` on the traces that both have.
+    """Compare two results of `score_critics` on their common traces.
 
     Raises:
-        InputError: they share no labelled trace, or label one differently.
+        InputError: they share no labelled trace, or have different labels for one.
     """
     of_a, of_b = ({(c["set"], c["trace"]): c for c in result["cases"]} for result in (a, b))
     both = [(case, of_b[key]) for key, case in of_a.items() if key in of_b]
     if not both:
-        raise InputError("the two sides share no labelled trace", hint="both have to read the same labels")
+        raise InputError("the two sides share no labelled trace", hint="both sides must read the same labels")
     if differ := [x["trace"] for x, y in both if x["label"] != y["label"]]:
-        raise InputError(f"{len(differ)} traces have another label on either side, {differ[0]} for one")
+        raise InputError(f"{len(differ)} traces have different labels on the two sides, for example {differ[0]}")
     out: dict[str, Any] = {"traces": len(both), "left_out": len(of_a) + len(of_b) - 2 * len(both)}
     for name, (verdict, holds) in RATES.items():
         pairs = [(float(holds(x)), float(holds(y))) for x, y in both if x["label"]["verdict"] == verdict]
@@ -111,7 +113,7 @@ def _is_root(finding: Mapping[str, Any]) -> bool:
 
 def comparison_lines(found: Mapping[str, Any]) -> list[str]:
     """Return the comparison as lines for a terminal."""
-    out = [f"A {found['a']}", f"B {found['b']}", f"{found['traces']} labelled traces in both"]
+    out = [f"A {found['a']}", f"B {found['b']}", f"{found['traces']} labelled traces on both sides"]
     for name in RATES:
         p = found[name]
         if p["n"]:
@@ -127,4 +129,4 @@ def comparison_lines(found: Mapping[str, Any]) -> list[str]:
                 f"  {name:<12} A {p['a']:.{digits}f}  B {p['b']:.{digits}f}  B−A {p['difference']:+.{digits}f} "
                 f"[{p['low']:+.{digits}f}, {p['high']:+.{digits}f}] per trace, {p['n']} traces"
             )
-    return [*out, *(f"  {name} differs, and no finding uses it" for name in found["unused_hints"])]
+    return [*out, *(f"  {name} differs, but no finding uses it" for name in found["unused_hints"])]

@@ -1,8 +1,8 @@
-"""`hintdistill critique --labels X --hints`: whether the hints of a critic's findings repair their steps.
+"""`hintdistill critique --labels X --hints`: measure whether the hints of a critic's findings repair their steps.
 
-Two answers for each finding that would go on to training: whether the gate accepts the hint, and whether the step changes when
-the model decodes it again under the hint, with nothing said against it by the critics in use that cost nothing
-(`pipeline.corrections`). The second asks for a model in this process.
+Two results for each finding that would go on to training: whether the gate accepts the hint, and whether the step
+changes when the model decodes it again under the hint without an objection from a critic that asks no model
+(`pipeline.corrections`). The second one needs a model in this process.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from hintdistill.rescoring.scorer import HintItem, Scorer
 
 
 def repairs(ctx: RunContext, cases: Sequence[Case]) -> dict[str, Any]:
-    """Inject, rescore and decode what the critics found on labelled traces.
+    """Inject, rescore and decode the critics' findings on labelled traces.
 
     Returns:
-        `findings`: how many would go on; `accepted` and `repaired`: rates of them with their intervals; `reasons` and `decoded`:
-        why hints were rejected, and what became of the decoded steps, by count; `judged_by`: the critics that may object to a
-        decoded step.
+        `findings`: the number that would go on; `accepted` and `repaired`: their rates with intervals; `reasons` and
+        `decoded`: counts of the reasons for rejection and of the outcomes of decoding; `judged_by`: the critics that
+        may object to a decoded step.
 
     Raises:
-        ModelError, ServiceError: the model that reads the hints cannot be used.
+        ModelError, ServiceError: the model for reading the hints cannot be used.
     """
     found = [(case.trace, finding) for case in cases for finding in _used(ctx, case)]
     accepted, reasons = _gated(ctx, found)
@@ -58,7 +58,7 @@ def _used(ctx: RunContext, case: Case) -> list[Finding]:
 
 
 def _gated(ctx: RunContext, found: Sequence[tuple[Trace, Finding]]) -> tuple[int, Counter[str]]:
-    """Return how many hints the gate accepts, and why it rejects the others, those that have no place among them."""
+    """Return how many hints the gate accepts, and the reasons against the others, including hints without a place."""
     injector = Injector(ctx.renderer, ctx.library, ctx.config.inject, ctx.config.rescore.placebos)
     reasons: Counter[str] = Counter()
     items: list[HintItem] = []
@@ -81,7 +81,7 @@ def _gated(ctx: RunContext, found: Sequence[tuple[Trace, Finding]]) -> tuple[int
 
 
 def _acts(message: Message) -> tuple[Any, ...]:
-    """Return what a step does: its text, and its calls with their arguments as they parse."""
+    """Return the content of a step: its text, and its calls with parsed arguments."""
     calls = tuple((c.name, c.arguments_raw if c.arguments is None else repr(c.arguments)) for c in message.tool_calls)
     return (message.content or "").strip(), calls
 
@@ -96,4 +96,4 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     if found["reasons"]:
         out.append("  reasons for rejection: " + ", ".join(f"{n} {why}" for why, n in found["reasons"].items()))
     decoded = ", ".join(f"{n} {what}" for what, n in found["decoded"].items() if n)
-    return [*out, f"  decoded again: {decoded}; judged by {', '.join(found['judged_by']) or 'nobody'}"]
+    return [*out, f"  decoded again: {decoded}; judged by {', '.join(found['judged_by']) or 'no critic'}"]

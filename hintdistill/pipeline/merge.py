@@ -1,7 +1,8 @@
-"""`hintdistill merge RUN`: one run of its shards.
+"""`hintdistill merge RUN`: merge the shards of a run into one run.
 
-Rows and targets of every shard come into the shared folder; then the stages walk over them, as a continued run does, and find
-everything done: nobody is asked, no weights are loaded. What was merged half and killed is merged again by the same command.
+Rows and targets of every shard are copied into the shared folder. The stages then pass over them as in a continued run
+and find everything done: no critic is asked, and no weights are loaded. If a merge is killed halfway, the same command
+completes it.
 """
 
 from __future__ import annotations
@@ -26,20 +27,20 @@ from hintdistill.rescoring.store import SUMS, TargetStore
 STORES = ("critiques", "answers", "injections", "twins", "revisions", "failures")
 """The files of rows that shards make."""
 INDEXES = ("critique", "inject", "twins", "revise", "rescore", "failures")
-"""What says which of them are current."""
+"""The indexes that say which of them are current."""
 
 
 def merge(folder: Path, console: Console | None = None, *, trust: bool = False) -> int:
-    """Merge the shards of a run into its folder; returns how many there are.
+    """Merge the shards of a run into its folder, and return their number.
 
-    The run is equal to one without shards, after sorting by key: bit-equal where the engine's calls are (they are cut at the
-    same traces), and `--resume` goes on with it.
+    The result equals a run without shards, after sorting by key. It is equal in every bit if the engine's calls are,
+    because they are cut at the same traces. `--resume` continues it.
 
     Args:
         trust: see `pipeline.run.run`.
 
     Raises:
-        ConfigError: there are no shards, some are missing or not finished, one was made with another configuration, or a
+        ConfigError: there are no shards, some are missing or unfinished, one was made with another configuration, or a
             process is working in one of them.
         InputError: a shard is damaged, or two of them have the same key.
     """
@@ -64,14 +65,12 @@ def merge(folder: Path, console: Console | None = None, *, trust: bool = False) 
             shared.note(precision=measured)
         _walk(config, shared, console, until)
         shared.note(merged=len(shards), until=until, finished=True)
-    console.note(
-        f"merge: {len(shards)} shards are merged; {folder / SHARDS} can be deleted (`hintdistill clean {folder}`)"
-    )
+    console.note(f"merge: merged {len(shards)} shards; {folder / SHARDS} can be deleted (`hintdistill clean {folder}`)")
     return len(shards)
 
 
 def _walk(config: RunConfig, shared: RunDir, console: Console, until: str) -> None:
-    """Have the stages say which rows are current, and write the report."""
+    """Let the stages record which rows are current, and write the report."""
     ctx = RunContext(config, shared, console)
     ctx.gathers = True
     run_stages(ctx, first="critique", until=until)
@@ -79,18 +78,19 @@ def _walk(config: RunConfig, shared: RunDir, console: Console, until: str) -> No
 
 
 def _shards(shared: RunDir, opened: ExitStack) -> list[RunDir]:
-    """Return the folders of all shards, in order, each open and finished. Raises ConfigError, see `merge`."""
+    """Return the folders of all shards, in order, each opened and finished. Raises ConfigError; see `merge`."""
     found = shards_of(shared.path)
     if not found:
         raise ConfigError(
             f"{shared.path} has no shards",
-            hint=f"hintdistill run CONFIG --until rescore --shard 0/2 run.dir={shared.path} runs the first of two",
+            hint=f"run the first of two with: hintdistill run CONFIG --until rescore --shard 0/2 run.dir={shared.path}",
         )
     counts = sorted({s.of for s in found})
     if len(counts) > 1:
         raise ConfigError(
-            f"{shared.path} is cut into {' and into '.join(map(str, counts))} shards",
-            hint=f"keep one cut and delete the folders of the others in {shared.path / SHARDS}",
+            f"{shared.path} has shards of different numbers: it is cut into "
+            f"{' and into '.join(map(str, counts))} shards",
+            hint=f"keep one set of shards, and delete the folders of the others in {shared.path / SHARDS}",
         )
     manifest, owed = shared.manifest(), list[str]()
     runs = list[RunDir]()
@@ -113,11 +113,11 @@ def _shards(shared: RunDir, opened: ExitStack) -> list[RunDir]:
 
 
 def _require_apart(shared: RunDir, shards: list[RunDir]) -> None:
-    """Raise InputError if the shards' traces are not the run's, or two shards have made the same row."""
+    """Raise InputError if the shards' traces are not the run's, or if two shards made the same row."""
     traces = [key for run in shards for key in run.index("read") or []]
     if traces != (shared.index("read") or []):
         raise InputError(
-            f"the shards of {shared.path} are not of the traces that were read there",
+            f"the shards of {shared.path} were not made from the traces read there",
             hint=f"delete {shared.path / SHARDS} and run the shards again",
         )
     for name in INDEXES:
@@ -125,11 +125,15 @@ def _require_apart(shared: RunDir, shards: list[RunDir]) -> None:
         if len(KeySet(keys)) < len(keys):
             seen = set[str]()
             twice = next(k for k in keys if k in seen or seen.add(k))  # type: ignore[func-returns-value]
-            raise InputError(f"two shards of {shared.path} have the {name} row {twice}", hint="verify each of them")
+            raise InputError(
+                f"two shards of {shared.path} have the {name} row {twice}",
+                hint="check both shards with hintdistill verify",
+            )
 
 
 def _take(shared: RunDir, run: RunDir) -> None:
-    """Copy what a shard has made and the shared folder lacks. Raises InputError for a part with other bytes than were written."""
+    """Copy results of a shard that the shared folder lacks. Raises InputError if a part's bytes have changed since it
+    was written."""
     for name in STORES:
         have, rows, store = shared.rows(name), run.rows(name), shared.store(name)
         # a row that was made again, because a critic had failed, takes the place of the one before
@@ -143,7 +147,9 @@ def _take(shared: RunDir, run: RunDir) -> None:
     for part in source.parts():
         said = known.get(part.name)
         if said is not None and checksum(part) != said["sha256"]:
-            raise InputError(f"{part} has other bytes than were written", hint=f"hintdistill verify {run.path}")
+            raise InputError(
+                f"{part} has changed since it was written", hint=f"check it with: hintdistill verify {run.path}"
+            )
         if part.name in there and checksum(target / part.name) == checksum(part):
             continue
         if said is not None:
@@ -152,7 +158,7 @@ def _take(shared: RunDir, run: RunDir) -> None:
 
 
 def _link(part: Path, to: Path) -> None:
-    """Give a part its name in another folder; parts are never changed in place, so that both may be one file."""
+    """Link a part into another folder; parts are never changed in place, so both names may refer to one file."""
     with writing_aside(to) as aside:
         aside.unlink(missing_ok=True)
         try:

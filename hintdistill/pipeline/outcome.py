@@ -1,4 +1,4 @@
-"""What a training is told of outcomes: the rewards of this run's own rollouts, and their sampled steps."""
+"""Provide the outcomes that training uses: the rewards of this run's own rollouts, and their sampled steps."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ from hintdistill.training.reward import (
 
 
 def outcome_data(ctx: RunContext) -> OutcomeData:
-    """Reward and advantage by trace id, and the rows of the outcome-reward term, from the traces of the training split.
+    """Return reward and advantage by trace id, and the rows of the outcome-reward term, from the traces of the training
+    split.
 
-    Nothing if the recipe reads no reward, and no rows if its coupling is not additive. A round's failed episodes (cut or
-    endless ones, environments that broke) are no traces and have no part in it.
+    The result is empty if the recipe uses no reward, and has no rows if its coupling is not additive. A round's failed
+    episodes (cut, endless, or with a broken environment) are not traces and are not included.
 
     Raises:
         InputError: a trace has no reward.
@@ -48,27 +49,28 @@ def outcome_data(ctx: RunContext) -> OutcomeData:
 
 
 def sampled_elsewhere(config: RunConfig) -> str | None:
-    """Return what to say of importance ratios where rollouts are not drawn from the model's own distribution; None
-    where they are."""
+    """Return a warning about importance ratios if rollouts are not drawn from the model's own distribution, else
+    None."""
     sample = config.rollout.sample
     how = SampledFrom(temperature=sample.temperature, top_p=sample.top_p, top_k=sample.top_k, min_p=sample.min_p)
     if how.whole:
         return None
     said = ", ".join(f"{name} {value:g}" for name, value in how.model_dump(exclude_defaults=True).items())
     return (
-        f"rollouts were sampled at {said}, but log-probabilities are recorded at temperature 1 of the whole vocabulary, so the "
-        "importance ratio is not that of the policy that sampled"
+        f"rollouts were sampled at {said}, but log-probabilities are recorded at temperature 1 over the whole "
+        "vocabulary, so the importance ratio does not refer to the policy that sampled them"
     )
 
 
 def require_outcomes(ctx: RunContext) -> None:
-    """Raise what `outcome_data` would raise as soon as the traces are read, before a critic is asked or anything is scored."""
+    """Raise what `outcome_data` would raise as soon as the traces are read, before a critic is asked or a step is
+    scored."""
     if reads_reward(ctx.config.train.effective_recipe):
         check_outcomes(ctx.config, [trace for _, trace, split in read.load(ctx) if split == "train"])
 
 
 def check_outcomes(config: RunConfig, traces: Sequence[Trace]) -> None:
-    """The same of the traces of a training split, for a recipe that reads rewards."""
+    """Make the same checks for the traces of a training split, for a recipe that uses rewards."""
     outcomes = _outcomes(config, traces)
     if config.train.effective_recipe.coupling.kind == "additive":
         require_pulling(traces, outcomes)

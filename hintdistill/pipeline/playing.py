@@ -1,4 +1,4 @@
-"""Playing a round's episodes: which tasks, with whose weights, and how an episode is stored."""
+"""Play a round's episodes: choose the tasks and the weights, and store the episodes."""
 
 from __future__ import annotations
 
@@ -27,31 +27,32 @@ from hintdistill.rollouts.sampling import Episode, Sampler
 
 @dataclass(frozen=True)
 class Playing:
-    """The episodes of a round."""
+    """Hold the episodes of a round."""
 
     items: Sequence[Any]
-    """What each is of: a task, or a place in a recorded trace."""
+    """The task of each episode, or its position in a recorded trace."""
     key: str
-    """Key of everything that they depend on."""
+    """Key of everything that the episodes depend on."""
     options: SamplingOptions
     play: Callable[[Sampler, Sequence[Any], int, Advance], Iterator[Episode]]
-    """Samples a batch of items; the number is that of its first."""
+    """Samples a batch of items; the number is that of the first item."""
 
 
 class Player:
-    """Plays episodes of a suite with a student's weights, in this process or on a server that is handed them."""
+    """Play episodes of a suite with a student's weights, in this process or on a server that receives the weights."""
 
     def __init__(self, top: RunContext, suite: TaskSuite) -> None:
         self.top, self.config, self.suite = top, top.config, suite
         self._handed: tuple[Path, Any] | None = None
-        """The student that the server holds, and the server."""
+        """The student whose weights the server has, and the server."""
 
     @contextmanager
     def ahead(self, number: int, student: Path, folder: Path) -> Iterator[None]:
-        """Play the episodes of round `number` in another thread while the body runs, and be done with them at its end.
+        """Play the episodes of round `number` in another thread while the body runs, and finish before the context
+        ends.
 
-        The server keeps the weights of `student` meanwhile: nothing here asks the engine of this process. What the thread
-        raises is raised at the end of the body; where the body raises, the episode batches that are whole are kept.
+        Meanwhile the server keeps the weights of `student`; the engine of this process is not used. An error in the
+        thread is raised at the end of the body; if the body itself raises, complete batches of episodes are kept.
         """
         sampler = self._weights(student)
         with ThreadPoolExecutor(1) as pool:
@@ -60,14 +61,14 @@ class Player:
             playing.result()
 
     def episodes(self, number: int, student: Path, folder: Path, weights: Any = None) -> list[Episode]:
-        """Play the episodes of round `number` into `folder`; those that are there already are not played again.
+        """Play the episodes of round `number` into `folder`; existing episodes are not played again.
 
-        `weights`: who samples, if that is known already; then no bar is drawn either.
+        `weights`: who samples, if already known; in this case no progress bar is shown.
         """
         return self._played(self._playing(number, student), number, student, folder, weights)
 
     def _playing(self, number: int, student: Path) -> Playing:
-        """Return what is played in a round."""
+        """Return the items to play in a round."""
         sample, options = self.config.rollout.sample, self._options(number)
         assert self.config.rollout.environment is not None
         known = tasks_of(self.suite, sample.split, None, sample.tasks)
@@ -92,7 +93,7 @@ class Player:
         return options_of(section, played_from(section), seed * 1000 + number, logprobs=True)
 
     def _played(self, playing: Playing, number: int, student: Path, folder: Path, weights: Any = None) -> list[Episode]:
-        """Sample the episodes of a round that are missing, and return all of them."""
+        """Sample the missing episodes of a round, and return all of them."""
         folder.mkdir(parents=True, exist_ok=True)
         items, options = playing.items, playing.options
         # the seed draws a batch at a time, so a batch is the unit that is played again
@@ -117,7 +118,7 @@ class Player:
         return [episode_of(have[k]) for k in keys]
 
     def _weights(self, student: Path) -> Any:
-        """Return who samples: the weights in this process, or a server that is handed them."""
+        """Return who samples: the weights in this process, or a server that received them."""
         engine = self.top.engine(student)
         if self.config.rollout.sample.backend == "transformers":
             return engine
@@ -136,12 +137,14 @@ class Player:
         else:
             gap = server.hand_over(student, engine, self._probe)
         self._handed = student, server
-        self.top.console.note(f"handed {student} to the server; it is {gap:.2g} nats per token away")
+        self.top.console.note(
+            f"handed {student} to the server; its log-probabilities differ by {gap:.2g} nats per token"
+        )
         return server
 
     @cached_property
     def _probe(self) -> list[list[int]]:
-        """What a server is compared on: the opening of a few tasks."""
+        """Return the contexts on which a server is compared: the openings of a few tasks."""
         out = []
         for task in tasks_of(self.suite, self.config.rollout.sample.split, 4, self.config.rollout.sample.tasks):
             start = self.suite.make().reset(task)
@@ -150,7 +153,8 @@ class Player:
 
 
 def draw_tasks(tasks: list[str], n: int, number: int, seed: int, per_task: int = 1) -> list[str]:
-    """`n` tasks for a round, again each round; every task once before any comes again, `per_task` in a row of each."""
+    """Draw `n` tasks for a round, anew in each round. No task repeats before all have been drawn, and each drawn task
+    comes `per_task` times in a row."""
     rng = random.Random(f"round:{number}:{seed}")
     out: list[str] = []
     while len(out) < n // per_task:
@@ -161,11 +165,11 @@ def draw_tasks(tasks: list[str], n: int, number: int, seed: int, per_task: int =
 
 
 def episode_row(key: str, episode: Episode) -> dict[str, Any]:
-    """Return an episode as a row."""
+    """Convert an episode to a row."""
     trace = episode.trace.model_dump(mode="json", exclude_defaults=True)
     return {"key": key, "task": episode.task, "trace": trace, "failure": episode.failure}
 
 
 def episode_of(row: Mapping[str, Any]) -> Episode:
-    """Return a row as an episode."""
+    """Convert a row to an episode."""
     return Episode(row["task"], Trace.model_validate(row["trace"]), row["failure"])

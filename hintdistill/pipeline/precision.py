@@ -1,4 +1,6 @@
-"""What `run.dtype=auto` chose on a CPU, and how far its scores are from float32's on this run's own steps."""
+"""Report the precision that `run.dtype=auto` chose on a CPU, and how far its scores are from float32's on this run's
+own steps.
+"""
 
 from __future__ import annotations
 
@@ -16,18 +18,19 @@ from hintdistill.rescoring.drift import movement
 from hintdistill.rescoring.scorer import HintItem, Scorer
 
 STEPS = 4
-"""Steps that are read twice, the shortest ones."""
+"""Number of steps read in both precisions; the shortest ones are used."""
 SHARE = 0.5
-"""Share of the free memory that a second copy of the weights in float32 may take."""
+"""Share of the free memory that a second copy of the weights in float32 may use."""
 
 
 def shortest(hints: Sequence[HintItem]) -> list[HintItem]:
-    """Return those whose steps are read twice."""
+    """Return the shortest items, whose steps are read in both precisions."""
     return sorted(hints, key=lambda h: (len(h.injection.plain_ids), h.key))[:STEPS]
 
 
 def note_precision(ctx: RunContext, hints: Sequence[HintItem]) -> None:
-    """Say and keep in the manifest how far bfloat16 is from float32 where `auto` took it on a CPU: KL per token, nats.
+    """If `auto` chose bfloat16 on a CPU, report its distance from float32 (KL per token in nats) and keep it in the
+    manifest.
 
     Raises:
         ModelError: the model cannot be loaded in float32.
@@ -47,7 +50,7 @@ def note_precision(ctx: RunContext, hints: Sequence[HintItem]) -> None:
         return
     if ModelShape.of(ctx.teacher_folder).parameters * BYTES["float32"] > SHARE * room(run.device).available:
         ctx.console.note(
-            "rescore: run.dtype=auto chose bfloat16; there is no memory for a float32 copy to compare it with"
+            "rescore: run.dtype=auto chose bfloat16; there is not enough memory for a float32 copy to compare it with"
         )
         return
     requests = [r for h in shortest(hints) for r in Scorer.requests(h.key, h.injection)[:2]]
@@ -56,6 +59,7 @@ def note_precision(ctx: RunContext, hints: Sequence[HintItem]) -> None:
     assert found is not None
     ctx.rundir.note(precision={"dtype": "bfloat16", **asdict(found)})
     ctx.console.note(
-        f"rescore: run.dtype=auto chose bfloat16; KL(float32 ‖ bfloat16) is {found.kl_per_token:.4f} nats per token over "
-        f"{found.tokens} tokens, {found.top1_flip_rate:.1%} of the first choices differ"
+        "rescore: run.dtype=auto chose bfloat16; KL(float32 ‖ bfloat16) is "
+        f"{found.kl_per_token:.4f} nats per token over {found.tokens} tokens, and "
+        f"{found.top1_flip_rate:.1%} of the first choices differ"
     )

@@ -1,9 +1,9 @@
-"""What a training would repair, predicted from rescoring alone.
+"""Predict from rescoring alone which errors training would repair.
 
 The gain of self-distillation is close to linear in the gap between hinted teacher and student before training (arXiv
-2605.30070). The gap needs no decoding: the student's own erring step is on record, so the probability of going wrong
-there, with and without the hint, is read off the scores. Predicted repair of an error class = 1 − Σ p(hinted) / Σ p(plain)
-over its findings, where p is the probability of the erring tokens up to and including the decision token.
+2605.30070). The gap needs no decoding: the student's own erring step is recorded, so the probability of making the
+error, with and without the hint, follows from the scores. Predicted repair of an error class = 1 − Σ p(hinted) / Σ
+p(plain) over its findings, where p is the probability of the erring tokens up to and including the decision token.
 """
 
 from __future__ import annotations
@@ -28,15 +28,17 @@ class Prediction:
     error_class: str
     findings: int
     repair: Interval
-    """Share of this error that should be gone after training: 0 none, 1 all, negative where the hint primes the error."""
+    """Share of this error that should be gone after training: 0 none, 1 all, negative if the hint makes the error more
+    likely."""
     error_probability: float
-    """Mean probability of going wrong at these steps without the hint."""
+    """Mean probability of making the error at these steps without the hint."""
 
 
 def error_probabilities(target: Target) -> tuple[float, float]:
-    """Probability of the erring tokens, plain and hinted: quote start up to and including the decision token.
+    """Return the probabilities of the erring tokens, plain and hinted, from the start of the quote up to and including
+    the decision token.
 
-    Where the hint changes no token's place at the top, the whole quote counts.
+    If the hint leaves every token's first choice unchanged, the whole quote counts.
     """
     start, end = target.span
     position = target.measurement.position if target.measurement is not None else None
@@ -45,7 +47,7 @@ def error_probabilities(target: Target) -> tuple[float, float]:
 
 
 def predict(targets: Iterable[Target], resamples: int = 4000) -> list[Prediction]:
-    """Predicted repair by error class, over all findings given, accepted or not."""
+    """Return the predicted repair by error class, over all given findings, accepted or not."""
     by_class: dict[str, list[tuple[float, float]]] = {}
     for target in targets:
         if target.kind == "hint" and target.error_class is not None:
@@ -54,15 +56,17 @@ def predict(targets: Iterable[Target], resamples: int = 4000) -> list[Prediction
 
 
 def predict_run(folder: Path) -> list[Prediction]:
-    """Predicted repair from the current targets of a run folder.
+    """Return the predicted repair from the current targets of a run folder.
 
     Raises:
-        InputError: no run there, or nothing was rescored yet.
+        InputError: the folder contains no run, or nothing was rescored yet.
     """
     rundir = RunDir.open(folder)
     targets = TargetStore(rundir.path / "targets").open(rundir.index("rescore") or [])
     if not targets:
-        raise InputError(f"{folder} has no rescored hints", hint=f"hintdistill rescore CONFIG run.dir={folder}")
+        raise InputError(
+            f"{folder} has no rescored hints", hint=f"run hintdistill rescore CONFIG run.dir={folder} first"
+        )
     return predict(t for _, t in targets.by_part())
 
 

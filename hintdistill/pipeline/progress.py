@@ -1,7 +1,7 @@
-"""What a run says while it works: progress, notes and warnings, on the error stream.
+"""Messages of a run while it works: progress, notes and warnings, on the error stream.
 
-On a terminal progress is a bar; elsewhere it is a line every 30 seconds. Both say how much is done of how much, at which
-rate, how long the rest will take, and what matters of the work itself.
+On a terminal progress is shown as a bar, elsewhere as a line every 30 seconds. Both show the completed and the total
+amount, the rate, the remaining time, and figures about the work itself.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ EVERY_S = 30.0
 
 
 class Work:
-    """A piece of counted work; call it with how much more is done.
+    """A counted piece of work; call it with the amount newly done.
 
-    The rate is that of what was done here: what was there before (`before`) took no time. It is measured up to the last
-    advance, so that work which is done in batches is not thought to slow down while a batch is under way.
+    The rate covers only work done in this process: earlier work (`before`) took no time here. It is measured up to the
+    last advance, so that work done in batches does not seem to slow down during a batch.
     """
 
     def __init__(self, label: str, total: int | None, clock: Callable[[], float] = time.monotonic) -> None:
@@ -42,13 +42,13 @@ class Work:
         self.done, self._last = self.done + n, self._clock()
 
     def before(self, n: int) -> None:
-        """Count `n` that were done by an earlier run."""
+        """Count `n` items that an earlier run did."""
         self.done, self._there = self.done + n, self._there + n
 
     def reach(self, done: int, total: int) -> None:
-        """Say how much is done of how much, if this is counted elsewhere.
+        """Set the completed and the total amount, if they are counted elsewhere.
 
-        The first call starts the clock: what it finds was done while the work was set up, or by an earlier run.
+        The first call starts the clock: everything done by then was done during the setup or by an earlier run.
         """
         first, self.total = self.total is None, total
         if first:
@@ -58,24 +58,24 @@ class Work:
             self(done - self.done)
 
     def says(self, text: str | None) -> None:
-        """Say of the work itself what matters."""
+        """Set the figures about the work itself that are shown."""
         self._said = text
 
     @property
     def rate(self) -> float | None:
-        """Done per second; None if nothing was done yet."""
+        """Return items per second; None if nothing was done yet."""
         seconds = self._last - self._began
         return (self.done - self._there) / seconds if seconds > 0 and self.done > self._there else None
 
     @property
     def left_s(self) -> float | None:
-        """Seconds until all is done, at this rate; None if the total or the rate is unknown."""
+        """Return the seconds until all is done at this rate; None if the total or the rate is unknown."""
         if self.total is None or self.rate is None:
             return None
         return max(0.0, (self.total - self.done) / self.rate - (self._clock() - self._last))
 
     def status(self) -> str:
-        """Done of total, rate, time left, and what matters."""
+        """Return a text with done of total, rate, time left, and figures about the work."""
         parts = [f"{self.done:,}" if self.total is None else f"{self.done:,} of {self.total:,}"]
         if self.total:
             parts[0] += f" ({self.done / self.total:.0%})"
@@ -88,14 +88,14 @@ class Work:
 
 
 class Readings:
-    """What matters of a training: its loss, and where decision tokens have gone since the first reading."""
+    """Hold the figures shown during training: its loss, and the movement of decision tokens since the first reading."""
 
     def __init__(self, says: Callable[[str], None]) -> None:
         self._says = says
         self._first: float | None = None
 
     def add(self, logs: Mapping[str, float]) -> None:
-        """Take the readings of a logging step; see docs/metrics.md."""
+        """Add the readings of a logging step; see docs/metrics.md."""
         parts = [f"loss {logs['loss']:.3g}"] if "loss" in logs else []
         now = logs.get("decision_probability")
         if now is not None:
@@ -119,19 +119,19 @@ def _duration(seconds: float) -> str:
 
 
 class _Status(ProgressColumn):
-    """The text of `Work.status`, which may change while nothing advances."""
+    """Show the text of `Work.status`, which may change without an advance."""
 
     def __init__(self, work: Work) -> None:
         super().__init__()
         self._work = work
 
     def render(self, task: Task) -> Text:
-        """Return the state of the work, in words."""
+        """Return the state of the work as text."""
         return Text(printable(self._work.status()))
 
 
 class Console:
-    """Speaks through rich; `quiet` keeps only warnings."""
+    """Print messages through rich; with `quiet`, only warnings."""
 
     def __init__(self, quiet: bool = False) -> None:
         self.console = RichConsole(stderr=True, highlight=False)
@@ -139,19 +139,19 @@ class Console:
         self.warnings: list[str] = []
 
     def note(self, text: str) -> None:
-        """A line for the reader."""
+        """Print a line."""
         if not self.quiet:
             self.console.print(escape(printable(text)), soft_wrap=True)
 
     def warn(self, text: str) -> None:
-        """A line for the reader that is also kept for the report."""
+        """Print a line and keep it for the report."""
         if text not in self.warnings:
             self.warnings.append(text)
             self.console.print(f"[yellow]warning:[/] {escape(printable(text))}", soft_wrap=True)
 
     @contextmanager
     def progress(self, label: str, total: int | None) -> Iterator[Work]:
-        """Show how far a piece of work is; call the yielded `Work` with how much was done."""
+        """Show the progress of a piece of work; call the yielded `Work` with the amount newly done."""
         work = Work(label, total)
         if self.quiet:
             yield work
@@ -164,7 +164,7 @@ class Console:
 
     @contextmanager
     def _bar(self, work: Work) -> Iterator[None]:
-        """A bar that is drawn again several times a second, and removed at the end."""
+        """Show a bar that is redrawn several times a second, and removed at the end."""
         columns = (TextColumn("{task.description:>10}"), _Bar(work, bar_width=20), _Status(work))
         with Progress(*columns, console=self.console, transient=True) as bar:
             bar.add_task(escape(printable(work.label)), total=None)
@@ -172,7 +172,7 @@ class Console:
 
     @contextmanager
     def _lines(self, work: Work) -> Iterator[None]:
-        """A line every `EVERY_S` seconds, also while nothing advances."""
+        """Print a line every `EVERY_S` seconds, even without progress."""
         over = threading.Event()
 
         def speak() -> None:
@@ -189,13 +189,13 @@ class Console:
 
 
 class _Bar(BarColumn):
-    """A bar that reads the work itself; it pulses while the total is unknown."""
+    """Draw a bar directly from the work; it pulses while the total is unknown."""
 
     def __init__(self, work: Work, bar_width: int) -> None:
         super().__init__(bar_width=bar_width)
         self._work = work
 
     def render(self, task: Task) -> ProgressBar:
-        """Return the bar, as far as the work has come."""
+        """Return the bar in its current state."""
         task.total, task.completed = self._work.total, self._work.done
         return super().render(task)

@@ -1,8 +1,8 @@
-"""Shards on a Ray cluster: a Ray Data stage whose actors hold the engine and take one shard after another.
+"""Shards on a Ray cluster: a Ray Data stage whose actors hold the engine and process one shard after another.
 
-The unit of work is the one of `pipeline.shards`: an actor that is killed is started again by Ray and goes on where its shard's
-folder says. An actor is sent its next shard when it is done with one, so that a slow one holds up nobody (backpressure), and what a
-shard came to is a row, errors too. Needs the extra `ray`.
+The unit of work is the same as in `pipeline.shards`: Ray restarts a killed actor, which continues from its shard's
+folder. An actor gets its next shard when it finishes one, so that a slow actor delays no other (backpressure). The
+result of each shard is a row, including errors. This needs the extra `ray`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from hintdistill.pipeline.store import SHARDS, RunDir
 
 @dataclass(frozen=True)
 class Actors:
-    """How many actors there are, and what each takes of the cluster."""
+    """Set the number of actors and the resources of each."""
 
     number: int = 1
     cpus: float = 1.0
@@ -36,24 +36,25 @@ class Actors:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The outcome of a shard."""
+    """Describe the outcome of a shard."""
 
     shard: Shard
     failure: str
-    """Why it is not finished; empty if it is."""
+    """Why the shard is not finished; empty if it is."""
 
 
 class ShardActor:
-    """What runs in an actor: shards of one run, with the engine loaded once. Ray makes and calls it."""
+    """Run shards of one run in an actor, loading the engine only once. Ray creates and calls it."""
 
     def __init__(self, settings: Mapping[str, Any], foreign: str | None, until: str, trust: bool) -> None:
-        """Take the run's settings, as a manifest holds them, and the run folder from elsewhere that they are of, if any."""
+        """Store the run's settings in the form of a manifest, and the run folder from elsewhere that they come from, if
+        any."""
         self.config = validate(dict(settings), "the run's settings").of_folder(foreign)
         self.until, self.trust = until, trust
         self.context: dict[str, Any] = {"engines": {}, "held": {}}
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        """Run the shards of a batch and say of each what failed, in words; nothing if it is done."""
+        """Run the shards of a batch and return each one's error message, empty if it succeeded."""
         failures = [self._run(Shard.parse(str(text))) for text in batch["shard"]]
         return {"shard": [str(text) for text in batch["shard"]], "failure": failures}
 
@@ -90,21 +91,21 @@ def run_on_ray(
     console: Console | None = None,
     trust: bool = False,
 ) -> Path:
-    """Read the traces here, run all shards on a Ray cluster and merge them; returns the run folder.
+    """Read the traces here, run all shards on a Ray cluster, merge them, and return the run folder.
 
-    The cluster is the one that RAY_ADDRESS names, else one on this machine. Every node has to see `run.dir`, the traces and the
-    models under the same paths.
+    The cluster is the one that RAY_ADDRESS names, or a new one on this machine. Every node must see `run.dir`, the
+    traces and the models under the same paths.
 
     Args:
-        of: how many shards; a few times as many as actors, so that the last ones end at about the same time.
+        of: number of shards; a few times the number of actors, so that all actors finish at about the same time.
 
     Raises:
-        ConfigError: ray is not installed, or `run.dir` is not set; and what `run_shard` refuses.
-        ServiceError: shards failed; the others are done, and the same command goes on.
+        ConfigError: ray is not installed, `run.dir` is not set, or `run_shard` refuses the settings.
+        ServiceError: some shards failed; the others are finished, and the same command continues.
     """
     require_shardable(config, until)
     if config.run.dir is None:
-        raise ConfigError("shards need the folder that all of them share", hint="name it: run.dir=SHARED")
+        raise ConfigError("shards need a folder that all of them share", hint="set it with run.dir=SHARED")
     console, folder = console or Console(), Path(config.run.dir).resolve()
     with in_use(config, trust), disk_errors(folder):
         check_inputs(config, until)
@@ -125,7 +126,7 @@ def run_on_ray(
         again = command(folder, failed[0].shard, until, None)
         raise ServiceError(
             f"{len(failed)} of {of} shards failed, the first {failed[0].shard}: {failed[0].failure}",
-            hint=f"the same command continues them; one alone: {again}",
+            hint=f"the same command continues all of them; to continue one alone: {again}",
         )
     merge(folder, console, trust=trust)
     return folder
@@ -134,7 +135,7 @@ def run_on_ray(
 def _outcomes(
     settings: Mapping[str, Any], foreign: str | None, of: int, actors: Actors, how: tuple[str, bool]
 ) -> Iterator[Outcome]:
-    """Yield what becomes of each shard, as they end."""
+    """Yield the outcome of each shard as it finishes."""
     try:
         import ray
         import ray.data

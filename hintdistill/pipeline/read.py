@@ -1,4 +1,4 @@
-"""Stage 1: every record becomes a row, a trace or a failure."""
+"""Read the traces (stage 1): every record becomes a row, a trace or a failure."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from hintdistill.traces.options import Failure
 from hintdistill.traces.reading import Deduplicator, read_traces
 
 SHOWN = 5
-"""Failures that are said one by one."""
+"""Number of failures that are printed individually."""
 AT_ONCE = 64
-"""Rows that are written together."""
+"""Number of rows written together."""
 
 LoadedTrace = tuple[str, Trace, Split]
-"""Row key, trace, split."""
+"""Row key, trace and split."""
 
 
 def run(ctx: RunContext) -> None:
-    """Read all files.
+    """Read all files and store their records as rows.
 
     Raises:
         InputError: a path does not exist.
-        ConfigError: the folder holds traces, and none of them is read now; nothing is written then.
-        EmptyFunnelError: no usable trace.
+        ConfigError: the folder contains traces, but none of them is being read now; in this case nothing is written.
+        EmptyFunnelError: there is no usable trace.
     """
     seen = _Seen()
     for row, outcome, file in _written(ctx, seen):
@@ -49,41 +49,41 @@ def run(ctx: RunContext) -> None:
         raise EmptyFunnelError(
             f"no usable trace in {', '.join(ctx.config.traces.path)}: "
             + "; ".join(f"{f['source']}: {f['message']}" for f in seen.failures[:3]),
-            hint="a trace is an object with `messages`, one of which is the student's; see docs/traces.md",
+            hint="a trace is an object with `messages`, at least one of them from the student; see docs/traces.md",
         )
     _check_files(ctx, seen.files)
 
 
 @dataclass
 class _File:
-    """The result of reading one file."""
+    """Hold the result of reading one file."""
 
     traces: int = 0
     lost: dict[str, Any] | None = None
-    """The first record that is neither a trace nor held elsewhere."""
+    """The first record that is neither a trace nor contained in another one."""
 
 
 @dataclass
 class _Seen:
-    """What a reading came to, without the traces."""
+    """Hold the results of reading, without the traces."""
 
     keys: dict[str, None] = field(default_factory=dict)
-    """Keys of all rows, in order, each once."""
+    """Keys of all rows in order, without repetitions."""
     traces: dict[str, None] = field(default_factory=dict)
-    """Keys of traces."""
+    """Row keys of traces."""
     grouper: Grouper = field(default_factory=Grouper)
     usable: int = 0
     failed: int = 0
     failures: list[dict[str, Any]] = field(default_factory=list)
-    """The first ones."""
+    """The first failures."""
     blind: int = 0
-    """Traces that call tools and carry no schemas."""
+    """Number of traces that call tools but contain no schemas."""
     files: dict[str, _File] = field(default_factory=dict)
     formats: Counter[str] = field(default_factory=Counter)
     keep: Deduplicator = field(default_factory=Deduplicator)
 
     def take(self, row: dict[str, Any], outcome: Trace | Failure, file: str | None) -> None:
-        """Take in the next row."""
+        """Add the next row."""
         new = row["key"] not in self.keys
         self.keys[row["key"]] = None
         of = self.files.setdefault(file, _File()) if file is not None else None
@@ -106,7 +106,7 @@ class _Seen:
 
 
 def _written(ctx: RunContext, seen: _Seen) -> Iterator[tuple[dict[str, Any], Trace | Failure, str | None]]:
-    """Yield every record's row, kept in the folder, with what it was read as and from which file.
+    """Yield the row of every record after storing it, with its format and its file.
 
     Raises:
         ConfigError: see `run`.
@@ -133,15 +133,15 @@ def _written(ctx: RunContext, seen: _Seen) -> Iterator[tuple[dict[str, Any], Tra
     if waits and seen.usable:
         held_traces = sum("trace" in row for row in store.rows())
         raise ConfigError(
-            f"{ctx.rundir.path} is a run of other traces: none of its {held_traces} is among those of "
+            f"{ctx.rundir.path} contains a run on other traces: none of its {held_traces} traces is in "
             f"{', '.join(ctx.config.traces.path)}",
-            hint="run.dir= puts this run elsewhere",
+            hint="choose another folder with run.dir=",
         )
     store.extend(owed)
 
 
 def _say(ctx: RunContext, seen: _Seen) -> None:
-    ctx.console.note(f"read: {seen.usable} traces, {seen.failed} records are not traces")
+    ctx.console.note(f"read: {seen.usable} traces, {seen.failed} failed records")
     for failure in seen.failures:
         ctx.console.warn(f"{failure['source']}: {failure['message']}")
     if seen.failed > SHOWN:
@@ -151,15 +151,17 @@ def _say(ctx: RunContext, seen: _Seen) -> None:
         ctx.console.warn(line)
     if seen.blind:
         ctx.console.warn(
-            f"{seen.blind} traces call tools but carry no tool schemas, so no call can be checked; traces.tools names a file"
+            f"{seen.blind} traces call tools but contain no tool schemas, so their calls cannot be "
+            "checked; set traces.tools to a file of schemas"
         )
 
 
 def _check_files(ctx: RunContext, files: Mapping[str, _File]) -> None:
-    """A file without a step is an error unless told otherwise: nine of ten files read is no success.
+    """Raise an error if a file yields no step, unless the settings allow it: reading nine of ten files is not a
+    success.
 
     Raises:
-        InputError: such a file, where traces.allow_empty_files is not set.
+        InputError: there is such a file, and traces.allow_empty_files is not set.
     """
     empty = []
     tools = ctx.config.traces.tools
@@ -187,7 +189,7 @@ def _row(outcome: Trace | Failure) -> dict[str, Any]:
 
 
 def keys(ctx: RunContext) -> Iterator[tuple[str, Split]]:
-    """Yield the row key and the split of each current trace, in reading order, without reading one."""
+    """Yield the row key and the split of each current trace, in reading order, without reading the traces."""
     for line in groups(ctx):
         key, _, group = line.partition(" ")
         yield key, ctx.split_of(group)
@@ -202,7 +204,7 @@ def each(ctx: RunContext) -> Iterator[LoadedTrace]:
     """Yield the current traces, in reading order, one at a time.
 
     Raises:
-        InputError: the folder lacks one, or its row is damaged.
+        InputError: a row is missing from the folder or damaged.
     """
     opened = open_traces(ctx)
     for key, split in keys(ctx):
@@ -210,13 +212,14 @@ def each(ctx: RunContext) -> Iterator[LoadedTrace]:
 
 
 def open_traces(ctx: RunContext) -> Callable[[str], Trace]:
-    """Return the function that reads a current trace by its row key. It raises InputError where the folder lacks it."""
+    """Return a function that reads a current trace by its row key. It raises InputError if the row is missing from the
+    folder."""
     rows = ctx.rundir.rows("traces")
 
     def trace(key: str) -> Trace:
         row = rows.get(key)
         if row is None:
-            raise InputError(f"{rows.path} lacks the row {key} that read made", hint=REPAIR)
+            raise InputError(f"{rows.path} lacks the row {key}, which the read stage made", hint=REPAIR)
         return Trace.model_validate(row["trace"])
 
     return trace
@@ -228,14 +231,14 @@ def load(ctx: RunContext) -> list[LoadedTrace]:
 
 
 def set_groups(rundir: RunDir, keys: Sequence[str], groups: Sequence[str]) -> None:
-    """Keep the groups of the traces among some rows; see `groups`."""
+    """Store the groups of the traces among some rows; see `groups`."""
     rundir.set_index("groups", [content_key("read", list(keys)), *groups])
 
 
 def groups(ctx: RunContext) -> list[str]:
-    """Row key and group of each current trace, in reading order, as `KEY GROUP`.
+    """Yield the row key and group of each current trace, in reading order, as `KEY GROUP`.
 
-    A folder of a release that did not keep them is gone through for them.
+    In a folder of an older release without stored groups, they are computed from the traces.
     """
     current = ctx.rundir.index("read") or []
     if (found := ctx.rundir.index("groups")) and found[0] == content_key("read", current):

@@ -1,4 +1,6 @@
-"""The rounds of `rollout.source: replay`: the current student acts once at steps of recorded traces; no environment is needed."""
+"""The rounds of `rollout.source: replay`: the current student acts once at steps of recorded traces; no environment is
+needed.
+"""
 
 from __future__ import annotations
 
@@ -20,23 +22,23 @@ from hintdistill.rollouts.replay import Prefix, draw_positions, fresh_steps
 from hintdistill.rollouts.sampling import Episode, Sampler
 
 PROBES = 4
-"""Contexts that a server is compared on after it was handed weights."""
+"""Contexts on which a server is compared after receiving new weights."""
 
 
 class Replayer(Player):
-    """Has a student act once at steps of the recorded traces, which are read into the loop's own folder."""
+    """Let a student act once at steps of the recorded traces, which are read into the loop's own folder."""
 
     def __init__(self, top: RunContext) -> None:
-        """Read nothing yet."""
+        """Store the arguments; the traces are read later."""
         self.top, self.config, self._handed = top, top.config, None
 
     @cached_property
     def _recorded(self) -> tuple[list[str], list[int]]:
-        """Row keys of the recorded traces, in reading order, and how many steps of its own each has.
+        """Return the row keys of the recorded traces in reading order, and the number of the student's steps in each.
 
         Raises:
             InputError, ConfigError: see `read.run`.
-            EmptyFunnelError: there is no trace, or none has a step at which to act.
+            EmptyFunnelError: there is no trace, or no step at which the student could act.
         """
         read.run(self.top)
         keys, steps = list[str](), list[int]()
@@ -44,7 +46,7 @@ class Replayer(Player):
             keys.append(key)
             steps.append(len(trace.own_steps))
         if not sum(steps):
-            raise EmptyFunnelError("no recorded trace has a step of its own at which the student could act")
+            raise EmptyFunnelError("no recorded trace has a student's step at which to act")
         return keys, steps
 
     def _playing(self, number: int, student: Path) -> Playing:
@@ -66,8 +68,7 @@ class Replayer(Player):
         return Playing(places, key, options, play)
 
     def _prefix(self, trace: Trace, number: int) -> Prefix | Episode:
-        """Return what the student reads at one of a trace's own steps; an episode that came to nothing if it cannot
-        be rendered."""
+        """Return the student's context at one of its steps in a trace, or a failed episode if it cannot be rendered."""
         step = trace.own_steps[number]
         try:
             return Prefix(trace, step, self.top.renderer.step(trace, step).context_ids)

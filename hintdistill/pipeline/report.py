@@ -1,4 +1,4 @@
-"""Stage 6: measure what changed, then write the report."""
+"""Measure the changes and write the report (stage 6)."""
 
 from __future__ import annotations
 
@@ -38,16 +38,17 @@ CONTROLS = "controls.json"
 
 
 def run(ctx: RunContext, earlier: Sequence[str]) -> None:
-    """Measure what is owed and write report.json and report.html; `earlier` is what the stages before warned of."""
+    """Make the missing measurements, and write report.json and report.html. `earlier` contains the warnings of earlier
+    stages."""
     if line := moved_line(write(ctx, earlier, measure=True)):
         ctx.console.note(f"report: {line}")
     ctx.rundir.set_index("report", [])
 
 
 def write(ctx: RunContext, earlier: Sequence[str], *, measure: bool) -> dict[str, Any]:
-    """Write the report of the available measurements, and the card of a student that this release trained.
+    """Write the report from the available measurements, and the card of a student that this release trained.
 
-    Without `measure`, nothing is evaluated for it.
+    Without `measure`, no new measurement is made for it.
     """
     document = _document(ctx, earlier, measure)
     write_document(ctx.rundir.path / "report.json", document)
@@ -59,9 +60,10 @@ def write(ctx: RunContext, earlier: Sequence[str], *, measure: bool) -> dict[str
 
 
 def write_elsewhere(ctx: RunContext, folder: Path) -> dict[str, Any]:
-    """Measure a student that was trained elsewhere and write its report into a folder of its own.
+    """Measure a student that was trained elsewhere, and write its report into a separate folder.
 
-    The run's own report, student and card stay as they are; what is measured is kept under the student's weights.
+    The run's own report, student and card stay unchanged; measurements are stored under the key of the student's
+    weights.
     """
     document = _document(ctx, [], measure=True)
     folder.mkdir(parents=True, exist_ok=True)
@@ -74,13 +76,13 @@ def write_elsewhere(ctx: RunContext, folder: Path) -> dict[str, Any]:
 
 
 def controls(rundir: RunDir) -> dict[str, Any] | None:
-    """Return what `hintdistill controls` found of this run; None if it was not asked."""
+    """Return the results of `hintdistill controls` for this run; None if it was not run."""
     path = rundir.path / CONTROLS
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def add_controls(rundir: RunDir, config: RunConfig, found: Mapping[str, Any], console: Console) -> None:
-    """Keep the document of the controls, and put its section into the report, if there is one."""
+    """Store the document of the controls, and add its section to the report if there is one."""
     write_atomic(rundir.path / CONTROLS, dumps(found))
     path = rundir.path / "report.json"
     if not path.is_file():
@@ -93,13 +95,12 @@ def add_controls(rundir: RunDir, config: RunConfig, found: Mapping[str, Any], co
 
 
 def _page(rundir: RunDir, config: RunConfig, document: Mapping[str, Any]) -> Iterator[str]:
-    """Return the page of a report document in pieces, with the text of the run's traces and what the critics said of
-    them."""
+    """Return the page of a report document in pieces, with the text of the run's traces and of the critiques."""
     return html_pieces(document, config.report.max_findings, _Pages(rundir))
 
 
 class _Pages(Mapping[str, dict[str, Any]]):
-    """By id of a trace that was critiqued, what the page shows of it; read when it is taken."""
+    """Map the id of a critiqued trace to its content on the page, which is read on access."""
 
     def __init__(self, rundir: RunDir) -> None:
         self._said = rundir.grouped("critique", "critiques", "trace_id")
@@ -122,7 +123,7 @@ class _Pages(Mapping[str, dict[str, Any]]):
 
 
 def card(ctx: RunContext, earlier: Sequence[str]) -> None:
-    """Write the student's card with what is known before anything is measured."""
+    """Write the student's card from the values known before any measurement."""
     _card(ctx, _document(ctx, earlier, measure=False))
 
 
@@ -154,7 +155,8 @@ def _student_key(ctx: RunContext) -> str:
 
 
 def _after_view(ctx: RunContext, targets: StoredTargets) -> Mapping[str, After]:
-    """Return what the corrected student says of every scored step, in its own context and in its twins'."""
+    """Return the corrected student's score of every scored step, in its own context and in the contexts of its
+    twins."""
     store, student = ctx.rundir.store("after"), _student_key(ctx)
     hints = targets.of_kind("hint", "twin")
     keys, done = {t.key: content_key("after", t.key, student) for t in hints.heads}, ctx.rundir.rows("after")
@@ -178,8 +180,8 @@ def _after_view(ctx: RunContext, targets: StoredTargets) -> Mapping[str, After]:
 
 
 def _after_row(key: str, target: Target, scores: Scores) -> dict[str, Any]:
-    """Return a step under the corrected student, and its most likely continuations at the decision token, if there is
-    one."""
+    """Return the row of a step under the corrected student, with the most likely continuations at the decision token,
+    if there is one."""
     row = {"key": key, "sampled": scores.sampled.astype(float).tolist()}
     if target.decision is None:
         return row
@@ -191,7 +193,7 @@ def _after_row(key: str, target: Target, scores: Scores) -> dict[str, Any]:
 
 
 def _after(row: Mapping[str, Any]) -> After:
-    """Return a row of after.jsonl; an earlier release wrote no continuations."""
+    """Return a row of after.jsonl; rows of older releases contain no continuations."""
     top = [(int(i), float(p)) for i, p in row.get("top", ())]
     return After(np.array(row["sampled"], np.float32), row.get("position"), top)
 
@@ -216,9 +218,10 @@ def _off_target(ctx: RunContext) -> dict[str, Movement]:
 
 
 def off_target_sets(ctx: RunContext) -> dict[str, list[ScoreRequest]]:
-    """Steps that no loss and no anchor touched: other steps of held-out erring traces, held-out clean traces, user sets.
+    """Return the steps that no loss and no anchor touched: other steps of held-out erring traces, held-out clean
+    traces, user sets.
 
-    A trace that is held as well (`train.hold`) is left out and said.
+    A trace that is also a hold trace (`train.hold`) is left out with a warning.
     """
     critiques, held, opened = critique.opened(ctx), {key for key, _ in hold.each(ctx)}, read.open_traces(ctx)
     # a trace of the run by its row key, one of a user's set as it is
@@ -235,7 +238,8 @@ def off_target_sets(ctx: RunContext) -> dict[str, list[ScoreRequest]]:
         free = [t for t in named if trace_key(t) not in held]
         if len(free) < len(named):
             ctx.console.warn(
-                f"off-target: {len(named) - len(free)} traces of report.off_target.{name} are held by train.hold and left out"
+                f"off-target: {len(named) - len(free)} traces of report.off_target.{name} are left out, "
+                "because train.hold holds them"
             )
         chosen[name] = [(t, k) for t in free for k in t.own_steps]
     out = {}
@@ -314,7 +318,7 @@ def _collect(
 
 
 def _injections(ctx: RunContext, base: to_score.Found) -> OnDemand[Injection]:
-    """Return the injections by their targets' keys, scored or not, each read from disk when it is taken."""
+    """Return the injections by their targets' keys, scored or not, each read from disk on access."""
     at: dict[str, str] = {}
     rows, grouped = ctx.rundir.rows("injections"), ctx.rundir.grouped("inject", "injections")
     for key, split in read.keys(ctx):
@@ -333,7 +337,7 @@ def _injections(ctx: RunContext, base: to_score.Found) -> OnDemand[Injection]:
 
 
 def _twin_items(ctx: RunContext, base: to_score.Found) -> OnDemand[TwinItem]:
-    """Return the twins by their targets' keys, scored or not, each read from disk when it is taken."""
+    """Return the twins by their targets' keys, scored or not, each read from disk on access."""
     at: dict[str, tuple[str, int, Split, str]] = {}
     for key, split in read.keys(ctx):
         at |= {p.key: (p.row, p.number, split, p.of) for p in base.twin_places(key, split)}
@@ -347,7 +351,7 @@ def _twin_items(ctx: RunContext, base: to_score.Found) -> OnDemand[TwinItem]:
 
 
 def _readings(ctx: RunContext) -> list[dict[str, Any]] | None:
-    """Return the metrics of the run's training, row by row; None if those are gone."""
+    """Return the metrics of the run's training, row by row; None if they no longer exist."""
     work = ctx.rundir.index(train.WORK_INDEX)
     path = ctx.rundir.path / "train" / work[0] / "metrics.jsonl" if work else None
     if path is None or not path.is_file():
@@ -356,7 +360,8 @@ def _readings(ctx: RunContext) -> list[dict[str, Any]] | None:
 
 
 def _tripwires(ctx: RunContext) -> list[dict[str, Any]] | None:
-    """Bounds that the run's training crossed under `train.tripwires.action: warn`, from its metrics; None if those are gone."""
+    """Return the bounds that the run's training exceeded under `train.tripwires.action: warn`, from its metrics; None
+    if they no longer exist."""
     rows = _readings(ctx)
     if rows is None:
         return None

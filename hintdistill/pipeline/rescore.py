@@ -1,4 +1,6 @@
-"""Stage 4: plain, hinted and placebo views of every injection, its twins, anchors, and what is only watched; each a row."""
+"""Score the plain, hinted and placebo views of every injection, of twins, anchors and watched steps (stage 4); each
+becomes a row.
+"""
 
 from __future__ import annotations
 
@@ -40,14 +42,15 @@ T = TypeVar("T", bound=TargetHead)
 
 
 def run(ctx: RunContext) -> None:
-    """Score what is owed, block by block of `rescore.part_rows` traces, whose items alone are in memory.
+    """Score the items that have no target yet, in blocks of `rescore.part_rows` traces; only one block's items are in
+    memory.
 
-    No call of the engine has items of two blocks. So a shard that begins at a block's first trace makes the same calls as the
-    whole run, and gets the same bits.
+    No engine call mixes items of two blocks, so a shard that begins at a block's first trace makes the same calls as
+    the whole run, and gets the same bits.
 
     Raises:
-        ServiceError: the engine's server is gone; the parts written before are kept.
-        InputError: shards are merged, and one of them has not scored its items.
+        ServiceError: the engine's server is unreachable; parts written earlier are kept.
+        InputError: shards are being merged, but one of them has not scored its items.
     """
     if ctx.shard is None and not ctx.gathers:
         # the whole run plays them, once
@@ -77,14 +80,14 @@ def run(ctx: RunContext) -> None:
 
 
 def _watched(found: Found) -> Iterator[tuple[str, list[AnchorItem]]]:
-    """Yield the steps that are only watched, one trace's in a call, so that the calls are the same whoever else is
-    watched."""
+    """Yield the steps that are only watched, one trace per call, so that the calls do not depend on the other watched
+    traces."""
     for _, of in itertools.groupby(found.watched_of(), key=lambda x: x[1]):
         yield "watch", [item for item, _ in of]
 
 
 def _held(ctx: RunContext) -> Iterator[tuple[str, list[AnchorItem]]]:
-    """Yield the steps of hold traces, in calls that have steps of one block of hold traces each."""
+    """Yield the steps of hold traces in calls that contain only steps of one block of hold traces."""
     size = ctx.config.rescore.part_rows
     for block in hold_blocks(ctx, size):
         for batch in chunks(block, size):
@@ -94,12 +97,11 @@ def _held(ctx: RunContext) -> Iterator[tuple[str, list[AnchorItem]]]:
 def batched(
     hints: Sequence[HintItem], anchors: Sequence[AnchorItem], twins: Sequence[TwinItem], size: int, *, together: bool
 ) -> list[list[Any]]:
-    """Return what is scored in one call of the engine each, at most `size` targets: hints with their twins, then
-    anchors.
+    """Return the batches for single engine calls, each of at most `size` targets: hints with their twins, then anchors.
 
     Args:
-        together: whether the same weights read hints and twins; else the twins follow in calls of their own. A finding and its
-            twins are never parted, so that a call with more of them than `size` is larger.
+        together: whether hints and twins are read with the same weights; otherwise the twins follow in separate calls.
+            A finding and its twins stay together, so a call may contain more than `size` targets.
     """
     of: dict[str, list[TwinItem]] = {}
     for twin in twins:
@@ -120,16 +122,16 @@ def batched(
 
 
 class _Work:
-    """Who scores which batch, and what is known of the erring steps that twins are checked against."""
+    """Hold the scorer of each batch, and the information about erring steps against which twins are checked."""
 
     def __init__(self, ctx: RunContext, store: TargetStore, opened: ExitStack) -> None:
-        """Nothing is loaded before something is owed; `opened` closes what is."""
+        """Load nothing until an item must be scored; `opened` closes what was loaded."""
         self.ctx, self.store, self._opened = ctx, store, opened
         self.done = store.keys()
         self.failures: dict[str, dict[str, Any]] = {}
-        """Why an item could not be scored, by key."""
+        """Reason why an item could not be scored, by key."""
         self.findings: dict[str, str] = {}
-        """Key of the finding of each hint, where several hints compete for one."""
+        """Key of each hint's finding, if several hints compete for one."""
         # an anchor or a twin holds the student to the initial policy, whoever the teacher is
         self.together = ctx.initial_folder == ctx.teacher_folder
         self._failed = ctx.rundir.rows("failures") if ctx.gathers else None
@@ -139,46 +141,46 @@ class _Work:
 
     @cached_property
     def engine(self) -> Engine:
-        """The engine with the teacher's weights."""
+        """Return the engine with the teacher's weights."""
         return self._opened.enter_context(self.ctx.scoring_engine())
 
     @cached_property
     def scorer(self) -> Scorer:
-        """Scores with the teacher's weights."""
+        """Return the scorer with the teacher's weights."""
         return Scorer(self.engine, self.ctx.renderer, self.ctx.config.rescoring, _prompt_versions(self.ctx))
 
     @cached_property
     def holder(self) -> Scorer:
-        """Scores with the initial policy's weights."""
+        """Return the scorer with the initial policy's weights."""
         if self.together:
             return self.scorer
         engine = self.ctx.engine(self.ctx.initial_folder)
         return Scorer(engine, self.ctx.renderer, self.ctx.config.rescoring, _prompt_versions(self.ctx))
 
     def block(self, hints: Sequence[HintItem]) -> None:
-        """Begin the next block, which has these hints."""
+        """Begin the next block, which contains these hints."""
         self._hints, self._known = {h.key: h for h in hints}, {}
         self._shortest = shortest([*self._shortest, *hints])
         if self.ctx.config.inject.candidates > 1:
             self.findings |= {h.key: finding_of(h) for h in hints}
 
     def score(self, batch: Sequence[Any]) -> int:
-        """Score what a batch owes and store it; how much that was.
+        """Score the items of a batch that have no target yet, store the targets, and return their number.
 
-        The batch was cut before, so that a resumed run gets the same bits.
+        Batches were cut in advance, so that a resumed run gets the same bits.
         """
         owed = [i for i in batch if i.key not in self.done]
         if owed and self._failed is not None:
             for item in owed:
                 if (row := self._failed.get(item.key)) is None:
-                    raise InputError(f"no shard has the target {item.key}", hint="a shard has not come to its end")
+                    raise InputError(f"no shard contains the target {item.key}", hint="a shard is not finished")
                 self.failures[item.key] = {k: v for k, v in row.items() if k not in ("key", "stage")}
         elif owed:
             self.store.append(_score(owed, self._scoring(batch), self.failures, self.engine.max_length))
         return len(owed)
 
     def end(self) -> None:
-        """Say what the engine saved, and how exact its precision is."""
+        """Print how much the engine saved, and the measured precision."""
         if not self.ctx.gathers:
             note_precision(self.ctx, self._shortest)
         engine = self.__dict__.get("engine")
@@ -189,13 +191,13 @@ class _Work:
             self.ctx.console.note(f"rescore: {saved}")
 
     def _scoring(self, batch: Sequence[Any]) -> Callable[[Any], list[Target]]:
-        """Return the function that scores such a batch."""
+        """Return the function that scores this kind of batch."""
         if isinstance(batch[0], AnchorItem):
             return self.holder.anchors
         return self._score_hints if isinstance(batch[0], HintItem) else self._score_twins
 
     def _score_hints(self, items: Sequence[Any]) -> list[Target]:
-        """Hints and their twins, by the same weights."""
+        """Score hints and their twins with the same weights."""
         hints, twins = [i for i in items if isinstance(i, HintItem)], [i for i in items if isinstance(i, TwinItem)]
         here = {h.key for h in hints}
         self._read({t.of for t in twins} - here - self._known.keys())
@@ -204,21 +206,21 @@ class _Work:
         return targets
 
     def _score_twins(self, items: Sequence[Any]) -> list[Target]:
-        """Twins by the initial policy, where the teacher is another: it reads the originals too."""
+        """Score twins with the initial policy if the teacher is another model; it reads the originals too."""
         wanted = {t.of for t in items}
         self._read(wanted - self._known.keys())
         found = {key: (self._hints[key].injection, self._known[key].position) for key in sorted(wanted)}
         return self.holder.score([], items, self.holder.originals(found))
 
     def _read(self, keys: Set[str]) -> None:
-        """Take originals from targets that are stored. Raises InputError if one is missing."""
+        """Read originals from stored targets. Raises InputError if one is missing."""
         if keys:
             self._known |= {t.key: Original.of(t) for _, t in self.store.open(sorted(keys)).by_part()}
 
 
 def _prompt_versions(ctx: RunContext) -> Callable[[Finding], dict[str, str]]:
-    """Return the prompts a finding's hint came from, each with its hash: the critic's, and the template where it gave
-    no words."""
+    """Return the prompts behind a finding's hint, each with its hash: the critic's, and the hint template if the critic
+    gave no hint."""
     sections = {"llm": ctx.config.critic.llm, "strong": ctx.config.critic.strong}
 
     def versions(finding: Finding) -> dict[str, str]:
@@ -236,14 +238,14 @@ def _prompt_versions(ctx: RunContext) -> Callable[[Finding], dict[str, str]]:
 def _score(
     batch: list[Any], score: Callable[[Any], list[Target]], failures: dict[str, dict[str, Any]], max_length: int
 ) -> list[Target]:
-    """Score a batch; where it fails, one by one, so that one bad row costs itself."""
+    """Score a batch; if that fails, score its items one by one, so that a bad row loses only itself."""
     fitting = []
     for item in batch:
         if (longest := _longest(item)) > max_length:
-            text = f"step needs {longest} tokens with its hint, the model has {max_length} positions"
+            text = f"the step needs {longest} tokens with its hint, but the model has {max_length} positions"
             failures[item.key] = _failure(item, ContextLengthError(text))
         elif isinstance(item, TwinItem) and (not item.of or item.of in failures):
-            text = "a twin is checked against its finding's hint, which was not scored"
+            text = "its finding's hint, against which the twin is checked, was not scored"
             failures[item.key] = _failure(item, UncheckedTwinError(text))
         else:
             fitting.append(item)
@@ -288,7 +290,8 @@ def _record_failures(ctx: RunContext, failures: dict[str, dict[str, Any]]) -> No
 
 
 def _refresh_decisions(ctx: RunContext, store: TargetStore, chosen: Mapping[str, Choice]) -> None:
-    """Where the gate or the choice among hints changed since a row was written, write the rows again: a foreign trainer reads them."""
+    """Rewrite rows whose gate or choice among hints has changed since they were written, because other trainers read
+    them."""
     gate = ctx.config.rescoring.gate
 
     def judged(target: T) -> T:
@@ -301,11 +304,12 @@ def _refresh_decisions(ctx: RunContext, store: TargetStore, chosen: Mapping[str,
 
 
 def load(ctx: RunContext) -> StoredTargets:
-    """Return the current targets, hints before anchors and twins, as the present gate judges them; their arrays stay on
+    """Return the current targets, hints before anchors and twins, as judged by the current gate; their arrays stay on
     disk.
 
     Raises:
-        InputError: a part is corrupt, or another program or version wrote it, or a target is not there; names it.
+        InputError: a part is corrupt or was written by another program or version, or a target is missing; the message
+            names it.
     """
     keys = ctx.rundir.index("rescore") or []
     return TargetStore(ctx.rundir.path / "targets").open(keys, ctx.config.rescoring.gate)
@@ -331,7 +335,8 @@ def _summarise(ctx: RunContext) -> None:
 
 
 def _why(reasons: Counter[str]) -> str:
-    """Return the most common reasons in words; they may add up to more than the rejected, since one target can have several."""
+    """Return the most common reasons as text; they may add up to more than the number rejected, since a target can have
+    several."""
     return (
         f" (reasons, one or more each: {', '.join(f'{n} {r}' for r, n in reasons.most_common(4))})" if reasons else ""
     )
@@ -348,15 +353,16 @@ def _summarise_twins(ctx: RunContext, stored: StoredTargets) -> None:
         f"rescore: {len(found)} twins scored, {len(kept)} kept, {len(found) - len(kept)} rejected{_why(reasons)}"
     )
     ctx.console.note(
-        f"rescore: twins kept by class: {', '.join(f'{n} {c}' for c, n in by_class.most_common()) or 'none'}"
+        f"rescore: kept twins by class: {', '.join(f'{n} {c}' for c, n in by_class.most_common()) or 'none'}"
     )
 
 
 def require_accepted(ctx: RunContext, stored: StoredTargets | None = None) -> None:
-    """Stop before training if there is nothing to train on; `stored` are the current targets, if they are open.
+    """Raise an error before training if there is nothing to train on; `stored` are the current targets, if already
+    open.
 
     Raises:
-        EmptyFunnelError: no accepted hint, or most findings are errors this student would hardly make.
+        EmptyFunnelError: there is no accepted hint, or this student would hardly make most of the errors.
     """
     targets = list((load(ctx) if stored is None else stored).of_kind("hint").heads)
     reasons = Counter(r for t in targets for r in t.reasons)
@@ -365,12 +371,13 @@ def require_accepted(ctx: RunContext, stored: StoredTargets | None = None) -> No
         raise EmptyFunnelError(
             f"{foreign} of {len(targets)} findings are errors this student would hardly make (decision token below "
             f"{ctx.config.rescoring.gate.min_student_probability:g})",
-            hint="the traces come from another model; train the model that made them, or sample fresh traces from this one",
+            hint="the traces come from another model; train the model that produced them, or sample fresh "
+            "traces from this one",
         )
     if not any(t.accepted and t.split == "train" for t in targets):
         why = ", ".join(f"{n} {r}" for r, n in reasons.most_common()) or "no finding reached the gate"
         raise EmptyFunnelError(
             f"no accepted hint to train on ({why})",
-            hint=f"hintdistill show {ctx.rundir.path} lists each hint with its reason; then reword the templates in "
-            "prompts/hints, or let an LLM critic write the hints (critic.use=[llm])",
+            hint=f"hintdistill show {ctx.rundir.path} lists each hint with its reason; reword the templates "
+            "in prompts/hints, or let an LLM critic write the hints (critic.use=[llm])",
         )

@@ -1,7 +1,7 @@
-"""Between rescore and train, if `critic.revise` is on: rejected hints go back to the LLM that wrote them, once.
+"""Between rescore and train, send rejected hints back once to the LLM that wrote them, if `critic.revise` is on.
 
-What the gate measured is said in words. The second hint takes the first one's place in the critique, so that it is injected
-and scored like any other, against placebos drawn afresh for it; the report counts what is accepted that way apart.
+The gate's measurements are put into words for the LLM. The second hint replaces the first in the critique, so that it
+is injected and scored like any other, with newly drawn placebos; the report counts accepted second hints separately.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ SAID = {
     "illegal": "illegal: it proposes a call that the tool schemas do not allow",
     "vacuous": "vacuous: it says nothing about this step",
 }
-"""Reasons that another hint may cure, in the critic's words."""
+"""Reasons for rejection that another hint may avoid, in words for the critic."""
 
 
 def run(ctx: RunContext) -> int:
-    """Ask for what is owed; how many findings have a new hint.
+    """Ask for the missing second hints, and return how many findings have a new hint.
 
     Raises:
-        ServiceError: the critic's server is gone; what it answered before is kept.
+        ServiceError: the critic's server is unreachable; earlier answers are kept.
     """
     critics = {c.name: c for c in critique.critics(ctx) if isinstance(c, LLMCritic)}
     store, traces = ctx.rundir.store("revisions"), {t.id: (key, t) for key, t, _ in read.load(ctx)}
@@ -54,7 +54,9 @@ def run(ctx: RunContext) -> int:
             try:
                 hint = critic.revise(trace, finding, "\n".join(reasons))
                 row |= (
-                    {"failure": "the same hint again"} if hint == finding.hint or is_vacuous(hint) else {"hint": hint}
+                    {"failure": "the same hint as before"}
+                    if hint == finding.hint or is_vacuous(hint)
+                    else {"hint": hint}
                 )
             except ServiceError as error:
                 if not error.retryable:

@@ -1,4 +1,4 @@
-"""The on-policy loop over the stages: fresh episodes of the current student are the traces of each round.
+"""The on-policy loop over the stages: the traces of each round are fresh episodes of the current student.
 
 ```
 rounds/<n>/episodes.jsonl   one row per episode, failed ones with their reason
@@ -11,8 +11,8 @@ rounds.json, report.json    the same as one document
 student/                    the last good student
 ```
 
-A kill in any round costs the work of one batch: episodes are rows, a round's stages resume as any run does, and a finished
-round is a row. The critic is whatever the config names; a success label is used to measure and never to select.
+A kill in any round costs the work of one batch: episodes are rows, a round's stages resume like those of any run, and a
+finished round is a row. The configuration chooses the critic; a success label is used to measure and never to select.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ ROUNDS_SCHEMA = 1
 
 
 class Loop:
-    """One run of the loop, in its folder."""
+    """Run the loop in its folder."""
 
     def __init__(self, config: RunConfig, rundir: RunDir, console: Console) -> None:
         self.config, self.rundir, self.console = config, rundir, console
@@ -63,20 +63,20 @@ class Loop:
         self.top = RunContext(config, rundir, console, self.engines)
         environment = config.rollout.environment
         self._suite = None if environment is None else load_suite(environment)
-        """None without an environment: nothing is played and no success is measured."""
+        """None without an environment: then nothing is played and success is not measured."""
         self.environment = None if environment is None else object_content(environment)
         self.player = self._player()
         self.plays: Path | None = None
-        """Who samples the next round's episodes, if it is not the student that the round begins with."""
+        """Who samples the next round's episodes, if not the student with which the round begins."""
 
     @property
     def suite(self) -> TaskSuite:
-        """The environment's tasks; only if there is one."""
+        """Return the environment's tasks; call it only if there is an environment."""
         assert self._suite is not None
         return self._suite
 
     def _player(self) -> Player:
-        """Return who makes the traces of a round."""
+        """Return the object that makes the traces of a round."""
         if self.config.rollout.source == "replay":
             return Replayer(self.top)
         return Player(self.top, self.suite)
@@ -84,11 +84,11 @@ class Loop:
     # -- one round -----------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Play the rounds that are owed.
+        """Play the rounds that are not finished.
 
         Raises:
-            TripwireError: the student collapsed or moved too far; `student/` holds the last good one.
-            EmptyFunnelError: the first round had nothing to train on.
+            TripwireError: the student collapsed or moved too far; `student/` contains the last good one.
+            EmptyFunnelError: the first round gave nothing to train on.
         """
         assert self.config.run.rounds is not None
         student, rows = self.top.model_folder, self.rundir.store("rounds").by_key()
@@ -118,7 +118,7 @@ class Loop:
                 good = self.rundir.path / "student"
                 raise TripwireError(
                     f"round {number}: {row['stop']}",
-                    hint=f"the last good student is {good if good.exists() else 'the one it started from'}",
+                    hint=f"the last good student is {good if good.exists() else 'the initial one'}",
                 )
             if row["stop"]:
                 break
@@ -130,7 +130,7 @@ class Loop:
         return content_key("round", number, model_key(student).weights, contents(settings, RunConfig))
 
     def _round(self, number: int, student: Path) -> dict[str, Any]:
-        """Play, critique, inject, rescore, train, measure; stops early are part of the row."""
+        """Play, critique, inject, rescore, train and measure; an early stop is recorded in the row."""
         self.console.note(f"round {number}")
         keep = {self.top.initial_folder, student}
         for folder in [f for f in self.engines if f not in keep]:
@@ -148,7 +148,7 @@ class Loop:
             row["episodes"]["trainings_old"] = int(sampler != student)
         if cut:
             self.console.note(
-                f"{len(cut)} of {len(episodes)} episodes reached a token limit, so their last step is cut"
+                f"{len(cut)} of {len(episodes)} episodes reached a token limit, so their last step is truncated"
             )
         if collapse := collapsed(len(failed) + len(cut), len(episodes), self.config):
             return row | {"tripwire": True, "collapsed_in_play": True, "stop": collapse}
@@ -159,7 +159,8 @@ class Loop:
             rundir.close()
 
     def _stages(self, number: int, ctx: RunContext, row: dict[str, Any]) -> dict[str, Any]:
-        """Run the stages up to the student, then measure it. In a later round, nothing left to train on ends the loop."""
+        """Run the stages up to the student, then measure it. If a later round has nothing to train on, the loop
+        ends."""
         try:
             with ExitStack() as beside:
                 for stage in each_stage(ctx, until="train"):
@@ -184,14 +185,15 @@ class Loop:
         return row | self._after(ctx)
 
     def _count_findings(self, ctx: RunContext, row: dict[str, Any]) -> str | None:
-        """Put the root errors into the row; why the loop stops here, if there are too few."""
+        """Record the number of root errors in the row, and return why the loop ends here if there are too few."""
         roots = [f for c in critique.load(ctx).values() for f in c.findings if f.caused_by is None]
         row["findings"] = {"roots": len(roots), "by_class": _count(f.error_class for f in roots)}
         few = len(roots) < self.config.rollout.stop.min_findings
         return f"no findings left: {len(roots)} root errors" if few else None
 
     def _weigh_hints(self, number: int, ctx: RunContext, row: dict[str, Any]) -> str | None:
-        """Put the hints' effect into the row; why the loop stops here, where in a later round they have none left."""
+        """Record the hints' effect in the row, and return why the loop ends here if hints have no effect left in a
+        later round."""
         hints = rescore.load(ctx).where(lambda t: t.kind == "hint")
         effects = [t.decision.effect if t.decision else 0.0 for t in hints]
         row["effect"] = {
@@ -206,7 +208,7 @@ class Loop:
         return None if row["effect"]["accepted"] else "no hint was accepted"
 
     def _after(self, ctx: RunContext) -> dict[str, Any]:
-        """Success, error rates and movement of the round's student; a bound that is crossed is a tripwire."""
+        """Measure success, error rates and movement of the round's student; exceeding a bound is a tripwire."""
         student = ctx.student_folder
         out: dict[str, Any] = {"off_target": self._off_target(ctx)}
         worst = max((m["kl_per_token"] for m in out["off_target"].values()), default=0.0)
@@ -229,16 +231,17 @@ class Loop:
     # -- episodes --------------------------------------------------------------------------------------------------------
 
     def round_folder(self, number: int) -> Path:
-        """Return where a round lies."""
+        """Return the folder of a round."""
         return self.rundir.path / "rounds" / f"{number:02d}"
 
     @property
     def hold_file(self) -> Path:
-        """The initial policy's episodes of `train.hold.split`, played once and held in every round."""
+        """Return the file of the initial policy's episodes of `train.hold.split`, which are played once and held in
+        every round."""
         return self.rundir.path / "hold-traces.jsonl"
 
     def episodes(self, number: int, student: Path) -> list[Episode]:
-        """Play the round's episodes and write their traces; those that are there already are not played again."""
+        """Play the round's episodes and write their traces; existing episodes are not played again."""
         folder = self.round_folder(number)
         episodes = self.player.episodes(number, student, folder)
         native.write(folder / "rollouts.jsonl", (e.trace for e in episodes if e.failure is None))
@@ -272,7 +275,7 @@ class Loop:
     # -- measuring -------------------------------------------------------------------------------------------------------
 
     def settings(self) -> list[Setting]:
-        """Return what is measured after each round: every split, greedy (or as configured) and as sampled."""
+        """Return the settings measured after each round: every split, greedily (or as configured) and as sampled."""
         if self._suite is None:
             return []
         section = self.config.rollout
@@ -280,13 +283,13 @@ class Loop:
         return [Setting.of(split, setting.how) for split in section.splits for setting in each]
 
     def measure(self, student: Path) -> dict[str, Any]:
-        """Success and error rates by setting; outcomes by task are rows."""
+        """Return success and error rates by setting; outcomes by task become rows."""
         return {s.name: asdict(summarise(self.outcomes(student, s))) for s in self.settings()}
 
     def outcomes(
         self, student: Path, setting: Setting, patterns: Sequence[str] = ("*",), limit: int | None = None
     ) -> list[Outcome]:
-        """Return how every task of a setting went with these weights; played if it is not known."""
+        """Return the outcome of every task of a setting with these weights; tasks are played if it is unknown."""
         tasks = tasks_of(self.suite, setting.split, limit or self.config.rollout.limit, patterns)
         options = options_of(self.config.rollout, setting.how, self.config.run.seed)
         key = content_key("outcomes", model_key(student).weights, self.environment, tasks, describe(options))
@@ -302,7 +305,7 @@ class Loop:
 
     @cached_property
     def _off_target_sets(self) -> dict[str, list[ScoreRequest]]:
-        """From the initial policy's own episodes on the first measured split."""
+        """Return off-target sets from the initial policy's own episodes on the first measured split."""
         setting = Setting.of(self.config.rollout.splits[0], played_from(self.config.rollout))
         tasks = tasks_of(self.suite, setting.split, self.config.rollout.limit)
         options = options_of(self.config.rollout, setting.how, self.config.run.seed)
@@ -339,7 +342,7 @@ class Loop:
     # -- what is written -------------------------------------------------------------------------------------------------
 
     def _write(self, student: Path) -> None:
-        """The document of the rounds so far, and the last good student."""
+        """Write the document of the rounds so far, and the last good student."""
         rows = self.rundir.current("rounds", "rounds")
         document = {
             "schema": ROUNDS_SCHEMA,
@@ -362,7 +365,7 @@ class Loop:
             aside.rename(out)
 
     def _card(self, into: Path, run: Path, document: Mapping[str, Any]) -> None:
-        """The card of a round's student, with what the loop measured of it."""
+        """Write the card of a round's student, with the loop's measurements."""
         from hintdistill.training.card import write_card
 
         number = int(run.parent.name)
@@ -383,10 +386,10 @@ class Loop:
 
 
 def collapsed(failed: int, played: int, config: RunConfig) -> str | None:
-    """Return what to say of a student too many of whose episodes came to nothing; None of one that still works."""
+    """Return a message if too many of the student's episodes failed without a result; None otherwise."""
     if failed <= config.rollout.stop.max_failed_share * played:
         return None
-    return f"collapse: {failed} of {played} episodes came to nothing"
+    return f"collapse: {failed} of {played} episodes failed without a result"
 
 
 def run_rounds(config: RunConfig, rundir: RunDir, console: Console) -> None:
@@ -398,7 +401,7 @@ def run_rounds(config: RunConfig, rundir: RunDir, console: Console) -> None:
 
 
 def rundir_config(rundir: RunDir) -> RunConfig:
-    """Return the configuration a run folder was opened with."""
+    """Return the configuration with which a run folder was opened."""
     return rundir.config()[0]
 
 

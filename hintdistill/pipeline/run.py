@@ -1,4 +1,4 @@
-"""A whole run in its folder: the stages in order, or rounds of them, and what is uploaded at the end."""
+"""Do a whole run in its folder: the stages in order, or rounds of them, and uploads at the end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hintdistill.training import processes
 
 
 def run_folder(config: RunConfig, name: str) -> Path:
-    """Return where the run goes: `run.dir`, or `runs/<name>-<UTC time>`."""
+    """Return the folder of the run: `run.dir`, or `runs/<name>-<UTC time>`."""
     if config.run.dir is not None:
         return Path(config.run.dir)
     now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
@@ -31,8 +31,9 @@ def run_folder(config: RunConfig, name: str) -> Path:
 def check_named_folder(file: Path, overrides: Sequence[str]) -> None:
     """Raise ConfigError if the run folder to continue has another schema, before its configuration is read.
 
-    A configuration of before is full of keys and paths that this release takes otherwise, which would be the first errors. The
-    folder is that of the override `run.dir=`; without one, that of the file where the file is a run's own config.yaml.
+    An older configuration has many keys and paths with another meaning in this release, which would otherwise cause the
+    first errors. The folder is that of the override `run.dir=`; without one, the file's folder if the file is a run's
+    own config.yaml.
     """
     named = [o.removeprefix("run.dir=") for o in overrides if o.startswith("run.dir=")]
     folder = Path(named[-1]).expanduser() if named else file.parent
@@ -50,19 +51,19 @@ def run(
     trust: bool = False,
     file: Path | None = None,
 ) -> Path:
-    """Run the stages up to and including `until`; returns the run folder.
+    """Run the stages up to and including `until`, and return the run folder.
 
-    Of several processes, the main one runs the stages; the others wait, and train with it.
+    With several processes, the main one runs the stages; the others wait, and train with it.
 
     Args:
-        trust: whether settings that were read from a run folder from elsewhere may run code, download and ask servers.
-        file: the config file, by which `run FILE --resume` finds this run again.
+        trust: whether settings read from a run folder from elsewhere may run code, download and contact servers.
+        file: the config file, by which `run FILE --resume` finds this run later.
 
     Raises:
-        ConfigError: the folder is in use, or `until` is no stage.
-        UntrustedError: settings from elsewhere name one of these.
+        ConfigError: the folder is in use, or `until` is not a stage.
+        UntrustedError: settings from elsewhere need one of these without `trust`.
         DiskError: the folder cannot be written.
-        HintdistillError: whatever stopped a stage; everything done before it is kept.
+        HintdistillError: an error stopped a stage; everything done before it is kept.
     """
     stage_named(until)
     if (part := shard_of(RunDir(folder))) is not None and resume:
@@ -123,10 +124,11 @@ def _lead(
 
 
 def report_only(folder: Path, console: Console | None = None, *, trust: bool = False) -> None:
-    """Measure what is owed and write the report of an existing run again.
+    """Make the missing measurements and rewrite the report of an existing run.
 
-    A run of an older schema keeps its manifest and its student's card, which says with what the student was made. What a run
-    from elsewhere names (an environment, a model to download) is left out and said, unless `trust`.
+    A run of an older schema keeps its manifest and its student's card, which records how the student was made. Unless
+    `trust` is set, things that a run from elsewhere names (an environment, a model to download) are left out with a
+    warning.
 
     Raises:
         InputError, ConfigError: see `RunDir.reopen` and `RunDir.config`.
@@ -135,7 +137,9 @@ def report_only(folder: Path, console: Console | None = None, *, trust: bool = F
     try:
         config, unknown = rundir.config()
         if unknown:
-            console.note(f"{folder} was made by an older release; this release does not know {', '.join(unknown)}")
+            console.note(
+                f"{folder} was made by an older release and has keys unknown to this one: {', '.join(unknown)}"
+            )
         with in_use(config, trust), disk_errors(folder):
             run_stages(RunContext(config, rundir, console), first="report")
     finally:
@@ -145,11 +149,12 @@ def report_only(folder: Path, console: Console | None = None, *, trust: bool = F
 def push(
     config: RunConfig, folder: Path, console: Console, repository: str | None = None, *, private: bool = True
 ) -> str | None:
-    """Upload the run's student to `repository`, else to `train.push`; None if neither is set, or nothing was trained.
+    """Upload the run's student to `repository`, or else to `train.push`. Return None if neither is set or nothing was
+    trained.
 
     Raises:
-        ConfigError: there is no token, or the name is none.
-        InputError: `repository` is given and the run has no student.
+        ConfigError: there is no token, or the repository name is invalid.
+        InputError: `repository` is given but the run has no student.
         ServiceError: the hub cannot be reached or refuses.
     """
     if repository is None and config.train.push is not None:

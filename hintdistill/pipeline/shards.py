@@ -1,15 +1,16 @@
-"""Shards: the stages from critique to rescore on a part of a run's traces, in a process of its own, in one folder that all share.
+"""Shards: the stages from critique to rescore on a part of a run's traces, each in its own process, in one folder that
+all share.
 
 ```
 SHARED/                  a run folder: `read` ran here once and fixed traces, groups, splits and the order of watched steps
 SHARED/shards/1-of-4/    the run folder of a shard: rows of its traces, then what its stages make of them
 ```
 
-Whoever comes first reads, under the folder's lock; the others wait. A shard has whole blocks of `rescore.part_rows` traces in
-reading order, and the rescore stage never mixes blocks, so every call of the engine is one that the whole run would make. Shards
-know nothing of one another: any number may run at a time, on any machines that see the folder, and a killed one is started again
-by the same command. `pipeline.merge` makes one run of them. Nothing here starts processes; `xargs`, torchrun, SLURM, Kubernetes
-and Ray do.
+The first process reads the traces, under the folder's lock; the others wait. A shard consists of whole blocks of
+`rescore.part_rows` traces in reading order, and the rescore stage never mixes blocks, so every engine call is one that
+the whole run would make. Shards are independent: any number may run at a time, on any machines that see the folder, and
+the same command restarts a killed one. `pipeline.merge` makes one run of them. This module starts no processes;
+`xargs`, torchrun, SLURM, Kubernetes and Ray do.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from hintdistill.pipeline.store import SHARDS, RunDir
 from hintdistill.pipeline.verify import repair
 
 ENV = "env"
-"""What `--shard` is given if a launcher has set RANK and WORLD_SIZE."""
+"""The value of `--shard` if a launcher has set RANK and WORLD_SIZE."""
 _NAME = re.compile(r"(\d+)(?:/|-of-)(\d+)")
 
 
@@ -52,22 +53,22 @@ class Shard:
 
     @property
     def folder(self) -> str:
-        """The name of its folder."""
+        """Return the name of the shard's folder."""
         return f"{self.number}-of-{self.of}"
 
     @classmethod
     def parse(cls, text: str, environment: Mapping[str, str] = os.environ) -> Shard:
-        """Read `2/8`, the name of a shard's folder, or `env` for what torchrun sets (RANK, WORLD_SIZE).
+        """Parse `2/8`, the name of a shard's folder, or `env`, which uses torchrun's RANK and WORLD_SIZE.
 
         Raises:
-            ConfigError: it is none, or there is no such part.
+            ConfigError: the text has none of these forms, or there is no such part.
         """
         said = text
         if text == ENV:
             if not {"RANK", "WORLD_SIZE"} <= environment.keys():
                 raise ConfigError(
-                    "--shard env takes RANK and WORLD_SIZE, and they are not set",
-                    hint="start it with torchrun, or name the shard: --shard 0/4",
+                    "--shard env needs RANK and WORLD_SIZE, which are not set",
+                    hint="start it with torchrun, or name the shard, e.g. --shard 0/4",
                 )
             said = f"{environment['RANK']}/{environment['WORLD_SIZE']}"
         found = _NAME.fullmatch(said)
@@ -76,14 +77,15 @@ class Shard:
         return cls(int(found[1]), int(found[2]))
 
     def span(self, traces: int, size: int) -> tuple[int, int]:
-        """Return the first of its traces and the first after them: whole blocks of `size`, as evenly as blocks
-        allow."""
+        """Return the index of its first trace and of the first trace after it: whole blocks of `size`, distributed as
+        evenly as possible."""
         blocks = -(-traces // size)
         first, last = (n * blocks // self.of for n in (self.number, self.number + 1))
         return min(first * size, traces), min(last * size, traces)
 
     def cut(self, keys: Sequence[str], traces: Sequence[str], size: int) -> tuple[list[str], list[str]]:
-        """Its part of all row keys, and of those of traces; a row that is no trace goes with the trace that follows it."""
+        """Return the shard's part of all row keys, and of the trace keys; a failed record goes with the trace that
+        follows it."""
         start, end = self.span(len(traces), size)
         known, at, own = set(traces), 0, list[str]()
         last = end == len(traces) and start < end
@@ -104,13 +106,13 @@ def shards_of(folder: Path) -> list[Shard]:
 
 
 def shard_of(rundir: RunDir) -> Shard | None:
-    """Return which shard a run folder is; None for a run of its own."""
+    """Return which shard a run folder is; None for a run without shards."""
     said = rundir.manifest().get("shard") if rundir.is_run() else None
     return None if said is None else Shard.parse(said)
 
 
 def command(folder: Path, shard: Shard, until: str, file: str | None) -> str:
-    """Return the command that runs a shard, again where it ran before."""
+    """Return the command that runs a shard, or repeats it in the same place."""
     config = file or str(folder)
     more = [] if file is not None else ["--resume"]
     words = ["hintdistill", "run", config, *more, "--until", until, "--shard", str(shard)]
@@ -127,18 +129,18 @@ def run_shard(
     console: Console | None = None,
     trust: bool = False,
 ) -> Path:
-    """Run the stages from critique to `until` on one shard of the run in `folder`; returns the shard's own folder.
+    """Run the stages from critique to `until` on one shard of the run in `folder`, and return the shard's own folder.
 
-    A shard that ran before is continued. The traces are read first if nobody has.
+    A shard that ran before is continued. The traces are read first if they have not been read.
 
     Args:
-        context: keywords of the `RunContext`, e.g. `engines` that are loaded already; and `file`, the config's.
+        context: keyword arguments of `RunContext`, e.g. `engines` that are already loaded, and `file`, the config file.
         trust: see `pipeline.run.run`.
 
     Raises:
-        ConfigError: the folder belongs to another configuration or is split differently, another process runs this shard, or `until` is
-            none of the stages that shards run.
-        HintdistillError: whatever stopped a stage; everything done before it is kept.
+        ConfigError: the folder belongs to another configuration or is split differently, another process runs this
+            shard, or shards do not run the stage `until`.
+        HintdistillError: an error stopped a stage; everything done before it is kept.
     """
     require_shardable(config, until)
     console, more = console or Console(), dict(context or {})
@@ -149,7 +151,7 @@ def run_shard(
         if others := [s for s in shards_of(folder) if s.of != shard.of]:
             raise ConfigError(
                 f"{folder} is cut into {others[0].of} shards, not {shard.of}",
-                hint=f"take --shard {min(shard.number, others[0].of - 1)}/{others[0].of}, or another run.dir",
+                hint=f"use --shard {min(shard.number, others[0].of - 1)}/{others[0].of}, or another run.dir",
             )
         own = RunDir.create(folder / SHARDS / shard.folder, config, resume=True)
         try:
@@ -173,12 +175,13 @@ def run_shard(
 
 
 def require_shardable(config: RunConfig, until: str) -> None:
-    """Raise ConfigError for what cannot be done in shards: training, reports, and a loop of rounds."""
+    """Raise ConfigError for work that cannot be done in shards: training, reports, and a loop of rounds."""
     stage_named(until)
     if not STAGES.index("critique") <= STAGES.index(until) <= STAGES.index("rescore"):
         raise ConfigError(
-            f"a shard cannot run until {until!r}",
-            hint="--until critique, inject or rescore; then `hintdistill merge RUN` and `hintdistill run RUN --resume`",
+            f"a shard cannot run the stage {until!r}",
+            hint="use --until critique, inject or rescore; then `hintdistill merge RUN` and `hintdistill "
+            "run RUN --resume`",
         )
     if config.run.rounds is not None:
         raise ConfigError("run.rounds is a loop and cannot be cut into shards", hint="unset run.rounds")
@@ -187,7 +190,8 @@ def require_shardable(config: RunConfig, until: str) -> None:
 
 
 def take_own_device() -> None:
-    """Choose the accelerator with this process's number (LOCAL_RANK), if a machine with several runs several processes."""
+    """Choose the accelerator with this process's number (LOCAL_RANK), if several processes share a machine with several
+    accelerators."""
     import torch
 
     if torch.cuda.is_available():
@@ -195,23 +199,23 @@ def take_own_device() -> None:
 
 
 def read_once(config: RunConfig, folder: Path, console: Console, file: str | None = None) -> RunDir:
-    """Read the traces into the shared folder, unless that was done; whoever comes meanwhile waits.
+    """Read the traces into the shared folder, unless that was done; other processes wait meanwhile.
 
     Raises:
-        ConfigError: the folder holds a run with another configuration, or one that went on without shards.
-        HintdistillError: whatever stopped the reading.
+        ConfigError: the folder contains a run with another configuration, or a run continued without shards.
+        HintdistillError: an error stopped the reading.
     """
 
     def waits() -> None:
-        console.note(f"another process is reading the traces into {folder}; waiting for it")
+        console.note(f"waiting for another process, which is reading the traces into {folder}")
 
     shared = RunDir.join(folder, config, waits)
     try:
         if shared.index("critique") is not None:
             raise ConfigError(
-                f"{folder} holds a run that has been critiqued as a whole"
+                f"the run in {folder} was critiqued without shards"
                 if "merged" not in shared.manifest()
-                else f"the shards of {folder} are merged",
+                else f"the shards of {folder} were already merged",
                 hint=f"hintdistill run {shlex.quote(str(folder))} --resume continues it; another run.dir starts a new run",
             )
         held = config.train.hold
@@ -225,7 +229,7 @@ def read_once(config: RunConfig, folder: Path, console: Console, file: str | Non
 
 
 def _lay_out(shared: RunContext, own: RunDir, shard: Shard) -> None:
-    """Copy a shard's rows of traces, and say which are current; the index of rows comes last."""
+    """Copy a shard's rows of traces and record which are current; the index of rows is written last."""
     size, source = shared.config.rescore.part_rows, shared.rundir
     holds = source.index("hold") or []
     held = [row["key"] for row in source.each("hold", "hold") if "trace" in row] if holds else []

@@ -1,10 +1,10 @@
-"""The stages of a run, and the one place that says in which order they run.
+"""The stages of a run; this module alone defines their order.
 
-read → critique → inject → rescore → (revise → inject → rescore, where `critic.revise` is on) → train → report
+read → critique → inject → rescore → (revise → inject → rescore, if `critic.revise` is on) → train → report
 
-Each stage works out what it owes from the rows of the stage before, does what is not there yet, and says which rows are
-current. Stages pass nothing to one another but the run folder, so a kill at any moment costs the work of one batch.
-`run`, the rounds, the planner and the ablation all go through `each_stage` or `run_stages`.
+Each stage determines its work from the rows of the stage before, does the missing part, and records which rows are
+current. Stages communicate only through the run folder, so a kill at any moment costs the work of one batch. `run`, the
+rounds, the planner and the ablation all use `each_stage` or `run_stages`.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from hintdistill.pipeline.store import RunDir
 
 
 class Stage(Protocol):
-    """One stage of a run, without state of its own: everything is in the context and its run folder."""
+    """One stage of a run. It has no state: everything is in the context and its run folder."""
 
     name: str
-    """What it is called on the command line and in the run folder's index."""
+    """The stage's name on the command line and in the run folder's index."""
     needs_weights: bool
-    """Whether it computes with the student's weights; the planner runs the others for real."""
+    """Whether it computes with the student's weights; the planner actually runs the other stages."""
 
     def check(self, ctx: RunContext) -> None:
-        """Raise what would stop the stage and can be known before anything is written; see `check_inputs`."""
+        """Raise errors that would stop the stage and can be detected before anything is written; see `check_inputs`."""
 
     def run(self, ctx: RunContext) -> None:
-        """Do what the stage owes."""
+        """Do the stage's missing work."""
 
 
 class Read:
-    """Every record becomes a row, a trace or a failure."""
+    """Turn every record into a row, a trace or a failure."""
 
     name, needs_weights = "read", False
 
     def check(self, ctx: RunContext) -> None:
-        """Raise InputError for traces or tools that cannot be read; a loop that plays has none to read."""
+        """Raise InputError if the traces or tools cannot be read; a loop that plays episodes reads none."""
         from hintdistill.traces.files import trace_files
 
         if ctx.config.run.rounds is None or ctx.config.rollout.source == "replay":
@@ -55,7 +55,7 @@ class Read:
         ctx.read_options()
 
     def run(self, ctx: RunContext) -> None:
-        """Read all files, those of hold traces too."""
+        """Read all files, including those of hold traces."""
         from hintdistill.pipeline import hold, read
 
         read.run(ctx)
@@ -63,12 +63,12 @@ class Read:
 
 
 class Critique:
-    """The critics locate errors and write hints."""
+    """Let the critics locate errors and write hints."""
 
     name, needs_weights = "critique", False
 
     def check(self, ctx: RunContext) -> None:
-        """Raise PromptError for a prompt that lint finds unsound, ConfigError or InputError for a critic that cannot be made."""
+        """Raise PromptError if a prompt does not lint, ConfigError or InputError if a critic cannot be created."""
         from hintdistill.pipeline import critique
 
         unsound = [p for n in ctx.library.names() if not n.startswith("critic/") for p in ctx.library.lint(n)]
@@ -77,14 +77,14 @@ class Critique:
         critique.critics(ctx)
 
     def run(self, ctx: RunContext) -> None:
-        """Critique what is owed."""
+        """Ask for the missing critiques."""
         from hintdistill.pipeline import critique
 
         critique.run(ctx)
 
 
 class Inject:
-    """Which findings go on, their hints spliced in, and their twins."""
+    """Select findings, splice their hints in, and make their twins."""
 
     name, needs_weights = "inject", False
 
@@ -93,7 +93,7 @@ class Inject:
         _ = ctx.renderer
 
     def run(self, ctx: RunContext) -> None:
-        """Inject what is owed, then make the twins that are owed."""
+        """Make the missing injections, then the missing twins."""
         from hintdistill.pipeline import inject, twins
 
         inject.run(ctx)
@@ -101,12 +101,12 @@ class Inject:
 
 
 class Rescore:
-    """The student scores every injection with and without its hint, and the gate decides."""
+    """Score every injection with and without its hint, and let the gate decide."""
 
     name, needs_weights = "rescore", True
 
     def check(self, ctx: RunContext) -> None:
-        """Raise ConfigError if the scoring engine may not be asked, or no hold traces can be played."""
+        """Raise ConfigError if the scoring engine must not be used, or hold traces cannot be played."""
         ctx.check_scoring_engine()
         if (split := ctx.config.train.hold.split) is not None:
             from hintdistill.rollouts.evaluate import load_suite, tasks_of
@@ -115,19 +115,19 @@ class Rescore:
             tasks_of(load_suite(ctx.config.rollout.environment), split, None)
 
     def run(self, ctx: RunContext) -> None:
-        """Score what is owed."""
+        """Score the items that have no target yet."""
         from hintdistill.pipeline import rescore
 
         rescore.run(ctx)
 
 
 class Train:
-    """The student is trained on what the gate accepted."""
+    """Train the student on the accepted targets."""
 
     name, needs_weights = "train", True
 
     def check(self, ctx: RunContext) -> None:
-        """Raise ConfigError if the recipe asks for what this run does not have, or a tracker is not installed."""
+        """Raise ConfigError if the recipe needs something that this run lacks, or a tracker is not installed."""
         from hintdistill.recipes import require_met
         from hintdistill.training.capabilities import available, several_rollouts
         from hintdistill.training.trackers import check_trackers
@@ -139,19 +139,20 @@ class Train:
         check_trackers(config.train)
 
     def run(self, ctx: RunContext) -> None:
-        """Train, unless the student in the folder was trained on exactly this."""
+        """Train, unless the student in the folder was trained with exactly these targets and settings."""
         from hintdistill.pipeline import train
 
         train.run(ctx)
 
 
 class Report:
-    """What changed is measured and written down."""
+    """Measure the changes and write the report."""
 
     name, needs_weights = "report", True
 
     def check(self, ctx: RunContext) -> None:
-        """Raise ConfigError, InputError or ServiceError for a repository, off-target set or environment that cannot be used."""
+        """Raise ConfigError, InputError or ServiceError if a repository, off-target set or environment cannot be
+        used."""
         from hintdistill.traces.files import trace_files
         from hintdistill.training.push import check_push
 
@@ -175,7 +176,7 @@ class Report:
                 tasks_of(suite, config.rollout.sample.split, None, config.rollout.sample.tasks)
 
     def run(self, ctx: RunContext) -> None:
-        """Measure what is owed and write the report."""
+        """Make the missing measurements and write the report."""
         from hintdistill.pipeline import report
 
         report.run(ctx, kept_warnings(ctx.rundir))
@@ -184,7 +185,7 @@ class Report:
 ORDER: tuple[Stage, ...] = (Read(), Critique(), Inject(), Rescore(), Train(), Report())
 """The stages in the order in which they run; a revision comes after rescore."""
 STAGES: tuple[str, ...] = tuple(stage.name for stage in ORDER)
-"""Their names, as `--until` takes them."""
+"""The names of the stages, as accepted by `--until`."""
 
 
 def stage_named(name: str) -> Stage:
@@ -199,7 +200,7 @@ def stages_between(first: str = "read", until: str = "report") -> tuple[Stage, .
     """Return the stages from `first` to `until`, both included, in order.
 
     Raises:
-        ConfigError: one is no stage, or `until` comes before `first`.
+        ConfigError: a name is not a stage, or `until` comes before `first`.
     """
     start, end = ORDER.index(stage_named(first)), ORDER.index(stage_named(until))
     if end < start:
@@ -210,19 +211,19 @@ def stages_between(first: str = "read", until: str = "report") -> tuple[Stage, .
 def each_stage(
     ctx: RunContext, *, first: str = "read", until: str = "report", skip: Collection[str] = ()
 ) -> Iterator[str]:
-    """Run the stages from `first` to `until` and yield the name of each one that is done.
+    """Run the stages from `first` to `until`, and yield the name of each finished one.
 
-    A caller that stops iterating stops the run there. The revision belongs to rescore: it is over when `rescore` is yielded.
-    Where training follows, the rewards that the recipe reads are required as soon as the traces are read, and every critique
-    that is still to be had as soon as the critics are done (`critic.allow_owed`). Each stage's
-    warnings are kept in the index `<stage>-warnings`, also if it fails.
+    A caller that stops iterating stops the run at that point. The revision is part of rescore: it is finished when
+    `rescore` is yielded. If training follows, the rewards that the recipe uses are required as soon as the traces are
+    read, and the missing critiques as soon as the critics are done (`critic.allow_owed`). Each stage's warnings are
+    kept in the index `<stage>-warnings`, even if it fails.
 
     Args:
-        skip: names of stages whose rows are taken as they are.
+        skip: names of stages whose existing rows are used unchanged.
 
     Raises:
         ConfigError: see `stages_between`.
-        HintdistillError: whatever stopped a stage; everything done before it is kept.
+        HintdistillError: an error stopped a stage; everything done before it is kept.
     """
     stages = stages_between(first, until)
     for stage in stages:
@@ -253,24 +254,24 @@ def run_stages(ctx: RunContext, *, first: str = "read", until: str = "report", s
 
 
 def write_report(ctx: RunContext) -> None:
-    """Write the report of a run that has not come to its report stage: nothing is measured for it."""
+    """Write the report of a run that has not reached its report stage; no measurement is made for it."""
     from hintdistill.pipeline import report
 
     report.write(ctx, kept_warnings(ctx.rundir), measure=False)
 
 
 def kept_warnings(rundir: RunDir) -> list[str]:
-    """Return what the stages before the report warned of, in order; each text once."""
+    """Return the warnings of the stages before the report in order, without repetitions."""
     names = [name for name in STAGES if name != "report"]
     names.insert(names.index("rescore") + 1, "revise")
     return list(dict.fromkeys(text for name in names for text in rundir.index(f"{name}-warnings") or []))
 
 
 def check_inputs(config: RunConfig, until: str = "report") -> None:
-    """Fail on what is missing before anything is written.
+    """Raise an error for missing inputs before anything is written.
 
     Raises:
-        ModelError, InputError, ConfigError, PromptError: a path, model, prompt folder or environment that cannot be used.
+        ModelError, InputError, ConfigError, PromptError: a path, model, prompt folder or environment cannot be used.
     """
     ctx = RunContext(config, RunDir(Path()), Console(quiet=True))
     for stage in stages_between(until=until):
@@ -283,7 +284,7 @@ def _run_one(stage: Stage, ctx: RunContext) -> None:
 
 
 def _revise(ctx: RunContext) -> None:
-    """Send rejected hints back to the critic that wrote them, once; inject and rescore again if one was rewritten."""
+    """Send rejected hints back once to the critic that wrote them; if one was rewritten, inject and rescore again."""
     from hintdistill.pipeline import revise
 
     with _keeping_warnings(ctx, "revise"):
@@ -295,7 +296,7 @@ def _revise(ctx: RunContext) -> None:
 
 @contextmanager
 def _keeping_warnings(ctx: RunContext, name: str) -> Iterator[None]:
-    """Keep what is warned of inside under the stage's name, also if it fails."""
+    """Keep the warnings raised inside under the stage's name, even if it fails."""
     ctx.console.warnings.clear()
     try:
         yield

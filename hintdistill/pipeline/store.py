@@ -1,4 +1,4 @@
-"""The run folder: everything one run produced, enough to resume, to audit and to report.
+"""The run folder: all results of one run, sufficient to resume, to audit and to report.
 
 ```
 manifest.json        schema, config, versions, model and prompt hashes
@@ -20,8 +20,8 @@ episodes.jsonl       one row per episode that these were counted from
 report.json, report.html
 ```
 
-Every row carries the content hash of what made it, its parent's key included. Resume is a set difference: what is owed
-minus what is there. A line that a kill tore off is owed again.
+Every row carries the content hash of its inputs, including its parent's key. Resuming is a set difference: the required
+rows minus the existing ones. A line truncated by a kill counts as missing.
 """
 
 from __future__ import annotations
@@ -53,25 +53,26 @@ from hintdistill.core.storage import REPAIR, JsonlStore, content_key, read_json,
 from hintdistill.core.trust import guards, is_signed, sign
 
 RUN_SCHEMA = 2
-"""2: paths in the manifest's config are absolute, and keys of releases before are gone from it."""
+"""Schema version of run folders. Since version 2, paths in the manifest's config are absolute, and keys of earlier
+releases are removed."""
 DAMAGED = (
-    "`hintdistill verify` says what of the folder is damaged; `run CONFIG --resume run.dir=…` writes the manifest again"
+    "`hintdistill verify` lists the damage in the folder; `run CONFIG --resume run.dir=…` writes the manifest again"
 )
-"""What to do about a manifest that cannot be read."""
+"""Advice about a manifest that cannot be read."""
 KEPT = ("model", "prompts", "formats", "file", "until", "finished", "started", "shard", "merged")
-"""What of a manifest stays when a run is continued."""
+"""Keys of a manifest that stay when a run is continued."""
 SHARDS = "shards"
 """The folder that holds the shards of a run; see `pipeline/shards.py`."""
 MACHINE_KEYS = ("dir", "device", "threads")
-"""Keys of the section `run` that say where a run works and decide no row."""
+"""Keys of the section `run` that depend on the machine and affect no row."""
 BEGUN = (".lock", ".manifest.json.writing")
-"""What a kill leaves of a run that has no manifest yet; nothing is lost with it."""
+"""Files that a kill may leave of a run without a manifest; deleting them loses nothing."""
 READABLE = (1, RUN_SCHEMA)
-"""Schemas that `show`, `report` and `push` read; only the last one is continued."""
+"""Schemas that `show`, `report` and `push` read; only the last one can be continued."""
 
 
 class RunDir:
-    """A run folder, opened by one process at a time."""
+    """Manage a run folder, which one process at a time may open."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -79,21 +80,22 @@ class RunDir:
 
     @classmethod
     def create(cls, path: str | Path, config: RunConfig, *, resume: bool) -> RunDir:
-        """Make or reopen a run folder.
+        """Create or reopen a run folder.
 
         Raises:
-            ConfigError: the folder holds something already and `resume` is off, it was made by another schema, or another
-                process has it open.
+            ConfigError: the folder is not empty and `resume` is off, it was made by another schema, or another process
+                has it open.
         """
         run = cls(path)
         if (taken := next((p for p in (run.path, *run.path.parents) if p.exists()), run.path)) and not taken.is_dir():
-            raise ConfigError(f"run.dir is {run.path}, and {taken} is a file", hint="choose another run.dir")
+            raise ConfigError(f"run.dir is {run.path}, but {taken} is a file", hint="choose another run.dir")
         used = run.path.exists() and any(p.name not in BEGUN for p in run.path.iterdir())
         if used and not run.is_run():
-            raise ConfigError(f"{run.path} is not empty and holds no run", hint="choose another run.dir")
+            raise ConfigError(f"{run.path} is not empty and contains no run", hint="choose another run.dir")
         if used and not resume:
             raise ConfigError(
-                f"{run.path} holds a run already", hint="--resume continues it; run.dir= puts this one elsewhere"
+                f"{run.path} already contains a run",
+                hint="continue it with --resume, or choose another folder with run.dir=",
             )
         run.check_continues()
         run.path.mkdir(parents=True, exist_ok=True)
@@ -103,10 +105,11 @@ class RunDir:
 
     @classmethod
     def join(cls, path: str | Path, config: RunConfig, waits: Callable[[], None]) -> RunDir:
-        """Make or reopen a folder that several processes work in by turns; `waits` is called where another one has it open.
+        """Create or reopen a folder in which several processes work in turn; `waits` is called while another one has it
+        open.
 
         Raises:
-            ConfigError: the folder holds something else, or a run that was made with another configuration.
+            ConfigError: the folder contains something else, or a run made with another configuration.
         """
         run = cls(path)
         if run.path.exists() and not run.path.is_dir():
@@ -118,7 +121,7 @@ class RunDir:
                 run.check_continues()
                 run.require_config(resolve_paths(config.model_dump(mode="json"), RunConfig, None))
             elif any(p.name not in BEGUN for p in run.path.iterdir()):
-                raise ConfigError(f"{run.path} is not empty and holds no run", hint="choose another run.dir")
+                raise ConfigError(f"{run.path} is not empty and contains no run", hint="choose another run.dir")
             else:
                 run._write_manifest(config)
         except BaseException:
@@ -127,29 +130,30 @@ class RunDir:
         return run
 
     def require_config(self, data: Mapping[str, Any]) -> None:
-        """Raise ConfigError if the run was made with another configuration than `data`; names the keys that differ."""
+        """Raise ConfigError, naming the keys that differ, if the run was made with another configuration than
+        `data`."""
         mine = self.manifest()["config"]
         if config_hash(mine) != config_hash(data):
             keys = [k for k in differing(mine, data) if k not in {f"run.{name}" for name in MACHINE_KEYS}]
             raise ConfigError(
-                f"{self.path} was made with another configuration: {', '.join(keys[:8])} {'is' if len(keys) == 1 else 'are'} different",
-                hint="all shards of a run need the same settings; run.dir= begins another run",
+                f"{self.path} was made with another configuration, which differs in {', '.join(keys[:8])}",
+                hint="all shards of a run need the same settings; start another run with run.dir=",
             )
 
     @classmethod
     def open(cls, path: str | Path, *, parts: bool = False) -> RunDir:
-        """Return a run folder to read.
+        """Return a run folder opened for reading.
 
         Args:
-            parts: whether shards that are not merged yet will do.
+            parts: accept shards that are not merged yet.
 
         Raises:
-            InputError: there is none.
+            InputError: there is no run.
             ConfigError: see `require_whole`.
         """
         run = cls(path)
         if not run.is_run():
-            raise InputError(f"no run at {path}", hint="a run folder holds a manifest.json; see run.dir")
+            raise InputError(f"no run at {path}", hint="a run folder contains a manifest.json; see run.dir")
         if not parts:
             run.require_whole()
         return run
@@ -159,17 +163,17 @@ class RunDir:
         if (self.path / SHARDS).is_dir() and self.is_run() and "merged" not in self.manifest():
             raise ConfigError(
                 f"{self.path} is cut into shards that are not merged",
-                hint=f"`{shlex.join(['hintdistill', 'merge', str(self.path)])}` makes one run of them; each shard is a run "
-                f"folder in {self.path / SHARDS}",
+                hint=f"merge them with `{shlex.join(['hintdistill', 'merge', str(self.path)])}`; each shard is a "
+                f"run folder in {self.path / SHARDS}",
             )
 
     @classmethod
     def reopen(cls, path: str | Path, *, parts: bool = False) -> RunDir:
-        """Open a run folder to write its report again, whatever readable schema made it; its manifest stays as it is.
+        """Open a run folder to rewrite its report, whatever readable schema made it; its manifest stays unchanged.
 
         Raises:
-            InputError: there is no run, or none of a schema that this release reads.
-            ConfigError: another process has it open, or see `open`.
+            InputError: there is no run, or its schema cannot be read by this release.
+            ConfigError: another process has it open; see also `open`.
         """
         run = cls.open(path, parts=parts)
         run.manifest()
@@ -177,17 +181,20 @@ class RunDir:
         return run
 
     def check_continues(self) -> None:
-        """Raise ConfigError if the folder's run has another schema than this release writes: its rows would be mixed."""
+        """Raise ConfigError if the folder's run has another schema than this release writes, because their rows would
+        be mixed."""
         found = self.manifest() if self.is_run() else {}
         if found and found["schema"] != RUN_SCHEMA:
             made = found.get("versions", {}).get("hintdistill", "an unknown release")
             raise ConfigError(
-                f"{self.path} was made by run schema {found['schema']} (hintdistill {made}); this release continues {RUN_SCHEMA}",
-                hint="run.dir= starts a new run in another folder; `hintdistill show` and `report` still read this one",
+                f"{self.path} was made with run schema {found['schema']} (hintdistill {made}), but this "
+                f"release continues only {RUN_SCHEMA}",
+                hint="run.dir= starts a new run in another folder; `hintdistill show` and `report` can still "
+                "read this one",
             )
 
     def is_run(self) -> bool:
-        """Return whether the folder holds a run."""
+        """Return whether the folder contains a run."""
         return (self.path / "manifest.json").is_file()
 
     def _acquire(self, waits: Callable[[], None] | None = None) -> None:
@@ -204,7 +211,7 @@ class RunDir:
             ) from None
 
     def close(self) -> None:
-        """Let other processes in."""
+        """Release the folder for other processes."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -226,10 +233,10 @@ class RunDir:
         write_atomic(self.path / "config.yaml", yaml.safe_dump(data, sort_keys=False))
 
     def manifest(self) -> dict[str, Any]:
-        """Return the manifest, empty if there is none yet, its configuration in today's keys.
+        """Return the manifest with its configuration in today's keys; empty if there is none yet.
 
         Raises:
-            InputError: it has a schema that cannot be read, or is not JSON.
+            InputError: its schema is not readable, or it is not JSON.
         """
         data = self._raw_manifest()
         if not data:
@@ -237,30 +244,31 @@ class RunDir:
         schema = data.get("schema")
         if schema not in READABLE:
             raise InputError(
-                f"{self.path} was made by run schema {schema}; this release reads {' and '.join(map(str, READABLE))}",
-                hint="read it with the release that made it; versions.hintdistill in manifest.json names it",
+                f"{self.path} was made with run schema {schema}, but this release reads only "
+                f"{' and '.join(map(str, READABLE))}",
+                hint="read it with the release that made it, which is versions.hintdistill in manifest.json",
             )
         if not isinstance(data.get("config"), dict):
-            raise InputError(f"{self.path / 'manifest.json'} holds no configuration", hint=DAMAGED)
+            raise InputError(f"{self.path / 'manifest.json'} contains no configuration", hint=DAMAGED)
         if data.get("config_schema", 1) < CONFIG_SCHEMA:
             data["config"] = upgrade(data["config"], data.get("config_schema", 1))
         return data
 
     def _raw_manifest(self) -> dict[str, Any]:
-        """Return the manifest as it is written; empty if there is none."""
+        """Return the manifest exactly as written; empty if there is none."""
         if not (self.path / "manifest.json").exists():
             return {}
         return dict(read_json(self.path / "manifest.json", dict, hint=DAMAGED))
 
     def config(self) -> tuple[RunConfig, list[str]]:
-        """Return the configuration the run was made with, and the keys of an older schema that this release does not
-        know.
+        """Return the configuration that the run was made with, and its keys of an older schema that this release does
+        not know.
 
-        Paths of schema 1 are taken relative to the working directory, as they were then.
+        Paths of schema 1 are taken relative to the working directory, as in that release.
 
         Raises:
             InputError: see `manifest`.
-            ConfigError: a value that this release does not take.
+            ConfigError: a value is not valid in this release.
         """
         manifest, where = self.manifest(), str(self.path / "manifest.json")
         foreign = None if self.is_own() else str(self.path)
@@ -272,7 +280,7 @@ class RunDir:
         return validate(resolve_paths(known, RunConfig, None), where).of_folder(foreign), unknown
 
     def settings_file(self) -> Path:
-        """Return the run's config.yaml; from the manifest where a kill came between the two.
+        """Return the run's config.yaml; if a kill prevented writing it, recreate it from the manifest.
 
         Raises:
             InputError: see `manifest`.
@@ -283,19 +291,20 @@ class RunDir:
         return path
 
     def is_own(self) -> bool:
-        """Return whether this user wrote the configuration of the run on this machine; see `core/trust.py`."""
+        """Return whether this user wrote the run's configuration on this machine; see `core/trust.py`."""
         raw = self._raw_manifest()
         return is_signed(raw.get("config"), raw.get("signature"))
 
     def _refuse_links(self) -> None:
-        """Raise InputError for a folder from elsewhere in which a link, a pipe or a device stands where files are written."""
+        """Raise InputError if a folder from elsewhere has a link, a pipe or a device at a place where files are
+        written."""
         for at, folders, files in os.walk(self.path):
             for name in (*folders, *files):
                 path = Path(at) / name
                 if not stat.S_ISREG(mode := path.lstat().st_mode) and not stat.S_ISDIR(mode):
                     raise InputError(
-                        f"{path} is not an ordinary file, and {self.path} was not written by you on this machine",
-                        hint="copy the folder with its links followed (`cp -rL`), or delete what is none of its files",
+                        f"{path} is not a regular file, and {self.path} was not written by you on this machine",
+                        hint="copy the folder with links resolved (`cp -rL`), or delete files that do not belong to it",
                     )
 
     def note(self, **values: Any) -> None:
@@ -307,11 +316,11 @@ class RunDir:
         write_atomic(self.path / "manifest.json", json.dumps(manifest, indent=1))
 
     def store(self, name: str) -> JsonlStore:
-        """Return the rows of `name`.jsonl."""
+        """Return the rows of the file `name`.jsonl."""
         return JsonlStore(self.path / f"{name}.jsonl")
 
     def set_index(self, stage: str, keys: Sequence[str]) -> None:
-        """Say which rows of a stage are current, in order."""
+        """Record which rows of a stage are current, in order."""
         folder = self.path / "index"
         folder.mkdir(exist_ok=True)
         write_atomic(folder / f"{stage}.json", json.dumps(list(keys)))
@@ -327,10 +336,10 @@ class RunDir:
         return Rows(self.store(store))
 
     def each(self, stage: str, store: str) -> Iterator[dict[str, Any]]:
-        """Yield the current rows of a stage, in order, one at a time; none if it has not finished.
+        """Yield the current rows of a stage in order, one at a time; nothing is yielded if it has not finished.
 
         Raises:
-            InputError: the file lacks a row that the stage made, or one is damaged.
+            InputError: a row that the stage made is missing from the file or damaged.
         """
         keys = self.index(stage)
         if not keys:
@@ -340,7 +349,7 @@ class RunDir:
             if (row := rows.get(key)) is None:
                 lacking = [k for k in keys if k not in rows]
                 raise InputError(
-                    f"{self.store(store).path} lacks {len(lacking)} rows that {stage} made, the first {lacking[0]}",
+                    f"{self.store(store).path} lacks {len(lacking)} rows that {stage} made, for example {lacking[0]}",
                     hint=REPAIR,
                 )
             yield row
@@ -350,16 +359,17 @@ class RunDir:
         return list(self.each(stage, store))
 
     def on_disk(self, stage: str, store: str) -> Lazy[dict[str, Any]]:
-        """Return the current rows of a stage, in order; read again each time they are walked, see `each`."""
+        """Return the current rows of a stage in order; they are read again on each iteration, see `each`."""
         return Lazy(lambda: self.each(stage, store), len(self.index(stage) or ()))
 
     def grouped(self, stage: str, store: str, field: str = "trace") -> Grouped:
-        """Return the current rows of a stage by one of their fields. Raises InputError if the file lacks one."""
+        """Return the current rows of a stage grouped by one of their fields. Raises InputError if a row is missing from
+        the file."""
         return self.rows(store).grouped(self.index(stage) or (), field)
 
 
 def config_hash(data: Mapping[str, Any]) -> str:
-    """Hash of a configuration as a manifest holds it, without the keys that say where a run works."""
+    """Return the hash of a configuration in manifest form, without the keys that depend on the machine."""
     return content_key("config", {**data, "run": {k: v for k, v in data["run"].items() if k not in MACHINE_KEYS}})
 
 
@@ -384,7 +394,7 @@ def _versions() -> dict[str, str]:
 
 @contextlib.contextmanager
 def scratch_copy(of: str | None) -> Iterator[Path]:
-    """A folder that goes with the context, with what the run folder `of` holds of the stages before training."""
+    """Yield a temporary folder with the contents of the run folder `of` from the stages before training."""
     with tempfile.TemporaryDirectory(prefix="hintdistill-plan-") as name:
         folder = Path(name) / "run"
         held = None if of is None else Path(of)

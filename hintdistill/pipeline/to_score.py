@@ -1,4 +1,6 @@
-"""What the rescore stage scores: the current injections, twins, anchors, steps that are only watched, and steps of hold traces."""
+"""Collect the items that the rescore stage scores: current injections, twins, anchors, watched steps, and steps of hold
+traces.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ from hintdistill.rescoring.twins import TwinItem
 
 
 def _made_by(ctx: RunContext, folder: Path) -> list[Any]:
-    """Return what a target depends on besides its injection or step; `folder` has the weights that score it."""
+    """Return what a target depends on besides its injection or step; `folder` contains the weights that score it."""
     engine = ctx.config.rescore.engine
     other = (
         [] if ENGINES.get(engine.backend).shared else [engine.backend, engine.base_url, engine.model, engine.dialect]
@@ -36,14 +38,15 @@ def hint_items(ctx: RunContext) -> list[HintItem]:
 
 
 def twin_items(ctx: RunContext) -> list[TwinItem]:
-    """Return the current twins with the keys of their targets, each with that of its finding's hint; the initial policy
-    scores them."""
+    """Return the current twins with the keys of their targets and of their findings' hints; the initial policy scores
+    them."""
     found = Found(ctx)
     return [item for key, split in read.keys(ctx) for item in found.twins(key, split)]
 
 
 def anchor_items(ctx: RunContext) -> list[AnchorItem]:
-    """Steps without a finding: candidates for anchors of each training trace, what is only read while training, and holds."""
+    """Yield steps without a finding: candidates for anchors of each training trace, steps only watched during training,
+    and hold steps."""
     found, items = Found(ctx), list[AnchorItem]()
     if found.anchored:
         items = [item for key, trace, split in read.each(ctx) for item in found.anchors(key, trace, split)]
@@ -51,30 +54,31 @@ def anchor_items(ctx: RunContext) -> list[AnchorItem]:
 
 
 class TwinPlace(NamedTuple):
-    """Where a twin lies in twins.jsonl."""
+    """Locate a twin in twins.jsonl."""
 
     key: str
-    """Key of its target."""
+    """Key of the twin's target."""
     of: str
-    """Key of its finding's hint's target; empty if that was not injected."""
+    """Key of the target of its finding's hint; empty if that hint was not injected."""
     row: str
-    """Key of the row."""
+    """Key of the row that contains the twin."""
     number: int
-    """Which twin of the row."""
+    """Index of the twin within the row."""
     made: Mapping[str, Any]
-    """The twin as it is written."""
+    """The twin as stored."""
 
 
 def _finding_key(made: Mapping[str, Any]) -> str:
-    """Key of the finding of an injection or a twin, as it is written."""
+    """Return the key of the finding of a stored injection or twin."""
     return content_key(Finding.model_validate(made["finding"]).model_dump(mode="json"))
 
 
 class Found:
-    """What the stages before found, trace by trace, as what is scored of it; everything stays on disk until it is asked for."""
+    """Give access, trace by trace, to the results of earlier stages as items to score; everything stays on disk until
+    accessed."""
 
     def __init__(self, ctx: RunContext) -> None:
-        """Open the current rows. Raises InputError if the folder lacks one."""
+        """Open the current rows. Raises InputError if one is missing from the folder."""
         self.ctx = ctx
         self._critiques = critique.opened(ctx)
         self._injections = ctx.rundir.grouped("inject", "injections")
@@ -83,7 +87,7 @@ class Found:
         self._base = _made_by(ctx, ctx.initial_folder)
         recipe = ctx.config.train.effective_recipe
         self.anchored = ctx.config.train.anchor.per_trace > 0 and any(t.rows == "anchor" for t in recipe.terms.values())
-        """Whether steps of training traces are anchors."""
+        """Whether steps of training traces are used as anchors."""
 
     def hints(self, key: str, split: Split) -> list[HintItem]:
         """Return the injections of a trace."""
@@ -91,7 +95,7 @@ class Found:
         return [HintItem(self.target_key(i.key, i.split), i.injection, i.split) for i in found]
 
     def target_key(self, injection: str, split: Split) -> str:
-        """Key of the target of an injection, which has a key of its own."""
+        """Return the key of an injection's target, which differs from the injection's own key."""
         return content_key("target", injection, split, *self._told)
 
     def twins(self, key: str, split: Split) -> list[TwinItem]:
@@ -99,7 +103,7 @@ class Found:
         return [TwinItem(p.key, Twin.model_validate(p.made), split, p.of) for p in self.twin_places(key, split)]
 
     def twin_places(self, key: str, split: Split) -> list[TwinPlace]:
-        """Return the twins of a trace as they lie on disk, with the keys of their targets."""
+        """Return the positions of a trace's twins on disk, with the keys of their targets."""
         rows = [row for row in ([] if self._twins is None else self._twins.of(key)) if row["twins"]]
         if not rows:
             return []
@@ -126,12 +130,12 @@ class Found:
         return [item for step in chosen if (item := self._anchor(step)) is not None]
 
     def watched(self) -> list[AnchorItem]:
-        """Steps that are only read while training: clean held-out traces, and training traces if nothing is anchored."""
+        """Return steps that are only watched during training: clean held-out traces, and training traces if there are
+        no anchors."""
         return [item for item, _ in self.watched_of()]
 
     def watched_of(self) -> Iterator[tuple[AnchorItem, str]]:
-        """Yield the steps that are only read while training, each with its trace's row key; one trace's come one after
-        another."""
+        """Yield the steps that are only watched during training, each with its trace's row key, grouped by trace."""
         if self.ctx.config.train.watch.every == 0:
             return
         splits: tuple[Split, ...] = ("holdout",) if self.anchored else ("holdout", "train")
@@ -139,7 +143,7 @@ class Found:
             yield from self._first_watched(split)
 
     def _first_watched(self, split: Split) -> Iterator[tuple[AnchorItem, str]]:
-        """`train.watch.steps` steps of a split, trace by trace, drawn by the seed and each trace alone."""
+        """Return `train.watch.steps` steps of a split, trace by trace, drawn only by the seed and each trace."""
         seed, taken, opened = self.ctx.config.run.seed, 0, read.open_traces(self.ctx)
         named = [key for key, of in read.keys(self.ctx) if of == split]
         for key in sorted(named, key=lambda k: (random.Random(f"watch:{seed}:{k}").random(), k)):
@@ -167,12 +171,12 @@ class Found:
 
 
 def hold_items(ctx: RunContext) -> Iterator[AnchorItem]:
-    """Steps of hold traces, one at a time; none if the recipe has no term for them."""
+    """Yield the steps of hold traces, one at a time; nothing is yielded if the recipe has no term for them."""
     return (item for block in hold_blocks(ctx, 1) for item in block)
 
 
 def hold_blocks(ctx: RunContext, size: int) -> Iterator[list[AnchorItem]]:
-    """Steps of hold traces, those of `size` traces in a list; none if the recipe has no term for them."""
+    """Yield lists of the steps of `size` hold traces each; nothing is yielded if the recipe has no term for them."""
     if not any(t.rows == "hold" for t in ctx.config.train.effective_recipe.terms.values()):
         return
     base, lost, wanted = _made_by(ctx, ctx.initial_folder), 0, 0
@@ -183,14 +187,14 @@ def hold_blocks(ctx: RunContext, size: int) -> Iterator[list[AnchorItem]]:
         yield items
     if lost:
         ctx.console.warn(
-            f"{lost} of {wanted} steps of hold traces are left out: they cannot be rendered, or their tokens are not known "
-            f"exactly enough (train.fidelity={', '.join(ctx.config.train.fidelity)})"
+            f"{lost} of {wanted} steps of hold traces are left out: they cannot be rendered, or their "
+            f"fidelity is not in train.fidelity ({', '.join(ctx.config.train.fidelity)})"
         )
 
 
 @dataclass(frozen=True)
 class CleanStep:
-    """A step of a trace's own without a finding."""
+    """Hold a step that the student produced and that has no finding."""
 
     key: str
     trace: Trace
@@ -201,8 +205,8 @@ class CleanStep:
 def _anchor_item(
     ctx: RunContext, step: CleanStep, base: Sequence[Any], kind: TargetKind = "anchor"
 ) -> AnchorItem | None:
-    """Return what is scored of a clean step; None if it cannot be rendered or is not known exactly enough to train
-    on."""
+    """Return the item to score for a clean step; None if it cannot be rendered, or its fidelity is not allowed in
+    training."""
     try:
         rendered = ctx.renderer.step(step.trace, step.step)
     except HintdistillError as error:

@@ -1,4 +1,4 @@
-"""Stage 5: train the student on what was accepted."""
+"""Train the student on the accepted targets (stage 5)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from hintdistill.core.types import UNKNOWN_ACTION
 from hintdistill.pipeline import rescore
 from hintdistill.pipeline.context import RunContext
 from hintdistill.pipeline.progress import Readings
-from hintdistill.recipes.changes import called
+from hintdistill.recipes.changes import called, rollouts
+from hintdistill.recipes.describe import content
 from hintdistill.rescoring.stored import StoredTargets, by_part, heads, take
 from hintdistill.training.checksums import wrong_files
 from hintdistill.training.fits import require_fits
@@ -33,16 +34,16 @@ if TYPE_CHECKING:
     from hintdistill.training.watch import WatchSets
 
 WORK_INDEX = "train-work"
-"""Index that names the folder below `train/` with the checkpoints and metrics of the current student."""
+"""Index that names the folder in `train/` with the checkpoints and metrics of the current student."""
 
 
 def selected(ctx: RunContext, stored: StoredTargets | None = None) -> StoredTargets:
-    """Return the targets to train on: accepted hints and twins, chosen anchors, hold steps; of the training split, as
-    exact as must be.
+    """Return the targets to train on: accepted hints and twins, chosen anchors, hold steps; all from the training split
+    and of an allowed fidelity.
 
-    Twins are taken if the recipe has a term for them, whether or not the gate accepted the hint of their finding.
+    Twins are included if the recipe has a term for them, whether or not the gate accepted the hint of their finding.
 
-    `stored` are the current targets, if they are open; the same of the functions below.
+    `stored` are the current targets, if already open; the functions below take the same argument.
     """
     allowed = set(ctx.config.train.fidelity)
     stored = rescore.load(ctx) if stored is None else stored
@@ -56,34 +57,35 @@ def selected(ctx: RunContext, stored: StoredTargets | None = None) -> StoredTarg
 
 
 def _action_unknown(section: TrainSection, target: TargetHead) -> bool:
-    """Return whether a term on such targets leaves reasoning out, and of this one it is known that its end cannot be
-    told."""
+    """Return whether a term on such targets excludes reasoning, and this target is known to have no recognisable end of
+    its reasoning."""
     spans = {t.rows for t in section.effective_recipe.terms.values() if t.span == "action"}
     return target.kind in spans and target.action_start == UNKNOWN_ACTION
 
 
 def warn_if_actions_are_unknown(ctx: RunContext, stored: StoredTargets) -> None:
-    """Say how many accepted targets are left out because it cannot be told where their reasoning ends; see `injection.action`."""
+    """Warn how many accepted targets are left out because the end of their reasoning is unknown; see
+    `injection.action`."""
     lost = stored.where(lambda t: t.accepted and t.split == "train" and _action_unknown(ctx.config.train, t)).heads
     if lost:
         kinds = ", ".join(f"{n} of kind {kind}" for kind, n in Counter(t.kind for t in lost).items())
         ctx.console.warn(
-            f"{len(lost)} accepted targets are left out ({kinds}): their terms have the loss span action, and where the reasoning "
-            f"ends cannot be told from the step's tokens, first of trace {lost[0].trace_id}, step {lost[0].step}; span: step "
-            "takes them"
+            f"{len(lost)} accepted targets are left out ({kinds}): their terms have the loss span "
+            "action, and the end of the reasoning cannot be found in the step's tokens, for example in "
+            f"trace {lost[0].trace_id}, step {lost[0].step}; span: step includes them"
         )
 
 
 def held_out(ctx: RunContext, stored: StoredTargets | None = None) -> StoredTargets:
-    """Accepted hints of held-out tasks: never trained on, and what a gated teacher is read on."""
+    """Return accepted hints of held-out tasks, which are never trained on and on which gated teachers are evaluated."""
     stored = rescore.load(ctx) if stored is None else stored
     return stored.where(lambda t: t.accepted and t.split == "holdout" and t.kind == "hint")
 
 
 def chosen_anchors(candidates: Sequence[Target], config: TrainSection, seed: int) -> Sequence[Target]:
-    """`anchor.per_trace` of each trace's candidates, in their order; none if the recipe has no term for them.
+    """Return `anchor.per_trace` of each trace's candidates, in their order; none if the recipe has no term for them.
 
-    What their choice asks of their log-probabilities is read part by part.
+    The log-probabilities needed for the choice are read part by part.
     """
     terms = [t for t in config.effective_recipe.terms.values() if t.rows == "anchor"]
     if not terms:
@@ -117,9 +119,9 @@ def watched(
     outcome: OutcomeData | None = None,
     stored: StoredTargets | None = None,
 ) -> WatchSets:
-    """Return what is read while training: clean steps that were scored and are not among the trained ones, by split.
+    """Return the steps watched during training: scored clean steps that are not trained on, by split.
 
-    What the outcome reward trains on is not among them either.
+    Steps that the outcome reward trains on are excluded too.
     """
     from hintdistill.training.watch import WatchSets
 
@@ -137,7 +139,7 @@ def watched(
 
 
 def _check_targets(ctx: RunContext, targets: Sequence[Target], watch: WatchSets) -> None:
-    """Hints were scored by the teacher, everything else by the initial policy. Raises InputError."""
+    """Check that hints were scored by the teacher, and everything else by the initial policy. Raises InputError."""
     from hintdistill.training.provenance import require_same
 
     hints = [t for t in heads(targets) if t.kind == "hint"]
@@ -148,9 +150,10 @@ def _check_targets(ctx: RunContext, targets: Sequence[Target], watch: WatchSets)
 
 
 def warn_if_little_is_held(ctx: RunContext, targets: Sequence[Target]) -> None:
-    """Warn where anchors and hold steps are fewer than a tenth of the hints, and say what to do about it.
+    """Warn if there are fewer than a tenth as many anchors and hold steps as hints, and suggest remedies.
 
-    Steps that no term gives weight, because the initial policy wavered at every token, hold nothing and are not counted.
+    Steps that no term weights, because the initial policy was uncertain at every token, hold nothing and are not
+    counted.
     """
     from hintdistill.training.rows import Weighing
 
@@ -162,19 +165,20 @@ def warn_if_little_is_held(ctx: RunContext, targets: Sequence[Target]) -> None:
     if not carried["hint"] or held * 10 >= carried["hint"]:
         return
     rows = {t.rows for t in section.effective_recipe.terms.values()}
-    advice = ["name traces that must stay as they are in train.hold (path or split)"]
+    advice = ["name traces that must stay unchanged in train.hold (path or split)"]
     if "anchor" not in rows:
         advice.insert(0, "set train.anchor.weight (2 is the default recipe's)")
     elif section.anchor.per_trace < 3:
         advice.insert(0, "raise train.anchor.per_trace, if these traces have more clean steps")
     ctx.console.warn(
-        f"{carried['hint']} hints and only {held} steps that hold the student in place (anchors and hold traces): with fewer than "
-        f"one to ten, what no hint corrects may drift; {', or '.join(advice)}"
+        f"{carried['hint']} hints, but only {held} steps that hold the student in place (anchors "
+        "and hold traces): with less than one per ten hints, behaviour that no hint corrects may "
+        f"drift; {', or '.join(advice)}"
     )
 
 
 def warn_if_hints_do_not_pull(ctx: RunContext, targets: Sequence[Target]) -> None:
-    """Warn where twins are held and hints have next to no gradient: those errors will stay; see `training.pull`."""
+    """Warn if twins are held and hints have almost no gradient, because such errors will stay; see `training.pull`."""
     from hintdistill.training.pull import WEAK, pull_of
 
     terms = ctx.config.train.effective_recipe.terms.values()
@@ -192,9 +196,11 @@ def warn_if_hints_do_not_pull(ctx: RunContext, targets: Sequence[Target]) -> Non
         return
     classes = ", ".join(f"{name} {weak[name]} of {every[name]}" for name in sorted(every) if weak[name])
     ctx.console.warn(
-        f"{weak.total()} of {every.total()} hints have a gradient below {WEAK} at their decision token ({classes}): the student never "
-        "says there what the hint asks for, and this divergence is flat where it is so sure. Beside twins such errors are "
-        "not corrected; set train.recipe.terms.distill.divergence.kind=fkl, or train.twins.weight=0"
+        f"{weak.total()} of {every.total()} hints have a gradient below {WEAK} at their decision "
+        f"token ({classes}): the student almost never produces the hinted continuation there, and "
+        "this divergence is nearly flat at such certainty. Such errors are not corrected while "
+        "twins are trained; set train.recipe.terms.distill.divergence.kind=fkl, or "
+        "train.twins.weight=0"
     )
 
 
@@ -202,7 +208,7 @@ def check_sampler(ctx: RunContext, targets: Sequence[Target]) -> None:
     """Warn which policy the importance ratio of a recipe divides by if steps have no recorded log-probabilities.
 
     Raises:
-        InputError: in a later round, where neither the initial policy nor the student as it is now has sampled them.
+        InputError: in a later round, such steps were sampled neither by the initial policy nor by the current student.
     """
     from hintdistill.pipeline.outcome import sampled_elsewhere
 
@@ -218,41 +224,47 @@ def check_sampler(ctx: RunContext, targets: Sequence[Target]) -> None:
     said = f"{len(lacking)} of {len(each)} steps have no recorded log-probabilities of the model's own distribution"
     if ctx.initial_folder != ctx.model_folder:
         raise InputError(
-            f"{said} (the first: trace {lacking[0].trace_id}, step {lacking[0].step}), and the importance ratio of "
-            f"{ctx.config.train.effective_recipe.name} needs them in a later round",
-            hint="rollouts of this toolkit record them; a recipe without `behaviour` or `importance` does without",
+            f"{said} (for example trace {lacking[0].trace_id}, step {lacking[0].step}), but the "
+            f"importance ratio of {ctx.config.train.effective_recipe.name} needs them in a later round",
+            hint="rollouts of this toolkit record them; recipes without `behaviour` or `importance` do not need them",
         )
-    ctx.console.warn(f"{said}: the importance ratio divides by the policy that the run starts from")
+    ctx.console.warn(f"{said}: the importance ratio divides by the run's initial policy")
 
 
 def say_what_trains(ctx: RunContext) -> None:
-    """Name the recipe as what it is, and warn where a token that the teacher lowers is not lowered by the teacher's doing."""
+    """Print the recipe's description, and warn if a token that the teacher lowers would not be lowered in the student
+    for that reason."""
     recipe = ctx.config.train.effective_recipe
     ctx.console.note(f"train: recipe {called(recipe, ctx.config.inject.hint, ctx.config.inject.steps)}")
+    if recipe.data.rollout.source != "traces":
+        ctx.console.note(f"train: its rollouts are {rollouts(recipe)}")
     if recipe.lowers_error == "no":
         ctx.console.warn(
-            f"{recipe.name} does not lower an error token by the teacher's doing ({recipe.lowers_error_why}); where the error of a hint "
-            "must fall, take a recipe whose `lowers_error` is yes (docs/recipes.md)"
+            f"{recipe.name} does not lower an error token because the teacher does "
+            f"({recipe.lowers_error_why}); if the error of a hint must fall, choose a recipe whose "
+            "`lowers_error` is yes (docs/recipes.md)"
         )
 
 
 def run(ctx: RunContext) -> None:
-    """Train, unless the student in the folder was trained on exactly this. Raises what `into` raises."""
+    """Train, unless the student in the folder was trained with exactly these targets and settings. Raises what `into`
+    raises."""
     key, work, _ = into(ctx, ctx.student_folder)
     ctx.rundir.set_index("train", [key])
     ctx.rundir.set_index(WORK_INDEX, [work])
 
 
 def into(ctx: RunContext, folder: Path) -> tuple[str, str, TrainSummary]:
-    """Train a student into a folder, unless the one there was trained on exactly this.
+    """Train a student into a folder, unless the student there was trained with exactly these targets and settings.
 
-    Returns its key, the name of its folder below `train/`, and what the training did.
+    Return its key, the name of its folder in `train/`, and a summary of the training.
 
     Raises:
-        DoesNotFitError: a trace is longer than the memory allows; said before the model is loaded.
-        EmptyFunnelError: nothing to train on; or the recipe reads an outcome, and no rollout is better than another.
-        InputError: targets that other weights or another tokenizer made; a trace without the reward that the recipe reads.
-        TripwireError: something is not finite, or a bound of `train.tripwires` is crossed; `folder` is as it was.
+        DoesNotFitError: a trace is too long for the memory; raised before the model is loaded.
+        EmptyFunnelError: there is nothing to train on, or the recipe uses an outcome and all rollouts are equally good.
+        InputError: other weights or another tokenizer made the targets, or a trace lacks the reward that the recipe
+            uses.
+        TripwireError: a value is not finite, or a bound of `train.tripwires` was exceeded; `folder` is unchanged.
     """
     from hintdistill.pipeline.outcome import outcome_data
     from hintdistill.training.processes import together
@@ -275,7 +287,7 @@ def into(ctx: RunContext, folder: Path) -> tuple[str, str, TrainSummary]:
         # start a training over; the recipe and its teacher are the two lines after it, wherever their files are
         section.model_dump(mode="json", exclude={"watch", "tripwires", "recipe", "teacher_model", *OUTPUT_KEYS})
         | {"learning_rate": section.rate},
-        section.effective_recipe.model_dump(mode="json", exclude={"teacher": {"model"}}),
+        content(section.effective_recipe),
         [str(ctx.model_key), model_key(ctx.initial_folder).weights],
         None if external is None else model_key(resolve_model(external)).weights,
         run.seed,
@@ -287,7 +299,7 @@ def into(ctx: RunContext, folder: Path) -> tuple[str, str, TrainSummary]:
     summary = read_summary(folder)
     if wrong := wrong_files(folder):
         said = "; ".join(f"{name} {what}" for name, what in wrong.items())
-        ctx.console.warn(f"{folder} is damaged and trained again: {said}")
+        ctx.console.warn(f"{folder} is damaged and is trained again: {said}")
         summary = None
     if summary is None or summary.key != key:
         lengths = trained_lengths(targets, section, outcome)
@@ -306,7 +318,7 @@ def into(ctx: RunContext, folder: Path) -> tuple[str, str, TrainSummary]:
     )
     if summary.grad_window_cosine is not None:
         ctx.console.note(
-            f"train: the gradient truncated to {ctx.config.train.grad_window} tokens before a span had a cosine of at least "
-            f"{summary.grad_window_cosine:.3f} to the exact one"
+            f"train: the gradient, truncated to {ctx.config.train.grad_window} tokens before a span, "
+            f"had a cosine of at least {summary.grad_window_cosine:.3f} with the exact one"
         )
     return key, work.name, summary

@@ -1,7 +1,7 @@
-"""One edited context for several twins of a trace: it is read once by the engine and is one row of the training.
+"""Share one edited context between several twins of a trace: the engine reads it once, and it is one row in training.
 
-The edits of a trace's findings are put together if their places do not collide. Each twin keeps the edits that are above
-its own step, is rendered anew and passes the same checks as alone; where it does not, or where the contexts do not begin one
+The edits of a trace's findings are combined if their places do not collide. Each twin gets the edits above its own
+step, is rendered again, and must pass the same checks as alone. If it fails, or if the contexts are not prefixes of one
 another token for token, it keeps a context of its own.
 """
 
@@ -14,15 +14,15 @@ from hintdistill.core.errors import HintdistillError
 from hintdistill.core.types import Replacement, Trace, Twin, TwinEdit
 
 COMBINED = "combined"
-"""Note of a twin whose context has the edits of other findings too; the number of findings follows."""
+"""Note of a twin whose context also contains the edits of other findings; the number of findings follows."""
 Build = Callable[[Twin, TwinEdit], Twin]
-"""The same twin under another edit, with all its checks. Raises HintdistillError if one fails."""
+"""Makes the same twin under another edit, with all its checks. Raises HintdistillError if one fails."""
 
 
 def combined(trace: Trace, twins: Sequence[Twin], build: Build) -> list[Twin]:
-    """Return the twins of one trace, at most one of each finding, in as few contexts as may be; in the order given.
+    """Return the twins of one trace, at most one per finding, in as few contexts as possible and in the given order.
 
-    Twins whose edit takes messages out, or was written by a critic, stay as they are.
+    Twins whose edit removes messages or was written by a critic are left unchanged.
     """
     groups: list[list[int]] = []
     made = list(twins)
@@ -45,7 +45,7 @@ def _alone(twin: Twin) -> bool:
 
 
 def _joint(trace: Trace, twins: Sequence[Twin], build: Build) -> list[Twin] | None:
-    """These twins in one context, in order of their steps; None if it cannot be."""
+    """Return these twins in one context, in the order of their steps; None if that is impossible."""
     every = union([t.edit for t in twins])
     if every is None:
         return None
@@ -65,13 +65,13 @@ def _joint(trace: Trace, twins: Sequence[Twin], build: Build) -> list[Twin] | No
 
 
 def _above(replacements: Sequence[Replacement], trace: Trace, step: int) -> tuple[Replacement, ...]:
-    """Return those that a step has read."""
+    """Return the edits whose places a step has read."""
     at = trace.step_indices[step]
     return tuple(r for r in replacements if r.where == "tools" or r.index < at)
 
 
 def union(edits: Sequence[TwinEdit]) -> tuple[Replacement, ...] | None:
-    """Return the replacements of several edits, each once; None if one's text is in another's of the same
+    """Return the replacements of several edits without repetitions; None if one text occurs in another at the same
     place."""
     found: list[Replacement] = []
     for edit in edits:

@@ -1,7 +1,7 @@
-"""The twins of a run: made of the findings that have an injection, after the injections, in the inject stage.
+"""The twins of a run: made in the inject stage, after the injections, for every finding that has one.
 
-`twins.jsonl` has a row for each such finding: the twins it got, the edits that were dropped on the way with their reasons, or why
-there was no edit at all. Rows are keyed by what made them, so that a resumed run makes only what is owed.
+`twins.jsonl` has a row for each such finding: its twins, the dropped edits with their reasons, or the reason why there
+was no edit at all. Rows are keyed by their inputs, so that a resumed run makes only the missing ones.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ from hintdistill.pipeline.context import RunContext
 from hintdistill.pipeline.twin_contexts import combined
 
 VERSION = 1
-"""Raised when the same findings would get other twins."""
+"""Version of the twins; raised when the same findings would get different twins."""
 Judge = Callable[[Trace, int], Sequence[Finding]]
-"""What is wrong with a step of a trace, as far as it can be told without a model."""
+"""Returns the errors at a step of a trace that can be found without a model."""
 
 
 @dataclass(frozen=True)
 class LoadedTwin:
-    """A current twin and where it belongs."""
+    """Hold a current twin with its trace and finding."""
 
     key: str
-    """Content key of the twin itself, so that an unchanged one keeps its target."""
+    """Content key of the twin alone, so that an unchanged twin keeps its target."""
     trace_key: str
     twin: Twin
     split: Split
 
 
 def run(ctx: RunContext) -> None:
-    """Make the twins that are owed; nothing if `train.twins.per_finding` is 0."""
+    """Make the missing twins; do nothing if `train.twins.per_finding` is 0."""
     section = ctx.config.train.twins
     if section.per_finding == 0:
         if ctx.rundir.index("twins"):
@@ -85,14 +85,15 @@ def run(ctx: RunContext) -> None:
 
 
 def judge(checker: str | None = None, environment: str | None = None) -> Judge:
-    """Return the judge of edited traces: every deterministic check, the user's own checker, and the environment's.
+    """Return the judge of edited traces: every deterministic check, the user's own checker, and the environment's
+    checker.
 
     Args:
         checker: `path/to/file.py:function`, as in `critic.checker`.
-        environment: as in `rollout.environment`; its `check` is asked.
+        environment: as in `rollout.environment`; its `check` is called.
 
     Raises:
-        ConfigError: one of them does not load.
+        ConfigError: one of them cannot be loaded.
     """
     critics: list[RulesCritic | CheckerCritic] = [RulesCritic(CHECKS), *([CheckerCritic(checker)] if checker else [])]
     checks: list[Callable[[Trace], Sequence[Finding]]] = [partial(_findings, critic) for critic in critics]
@@ -114,7 +115,7 @@ def judge(checker: str | None = None, environment: str | None = None) -> Judge:
 
 
 def _findings(critic: RulesCritic | CheckerCritic, trace: Trace) -> Sequence[Finding]:
-    """Return what a critic finds. Raises what kept it from judging."""
+    """Return a critic's findings. Raises the error that kept it from judging."""
     ((_, outcome),) = critic.critique([trace])
     if isinstance(outcome, HintdistillError):
         raise outcome
@@ -123,7 +124,7 @@ def _findings(critic: RulesCritic | CheckerCritic, trace: Trace) -> Sequence[Fin
 
 @dataclass(frozen=True)
 class Making:
-    """Makes the twins of findings under one configuration."""
+    """Make the twins of findings under one configuration."""
 
     builder: TwinBuilder
     judge: Judge
@@ -132,7 +133,7 @@ class Making:
     seed: int
 
     def rows(self, trace: Trace, injections: Sequence[Injection]) -> list[dict[str, Any]]:
-        """Return what the findings of one trace came to, see `row`; their twins share a context if they can."""
+        """Return the rows of all findings of one trace, see `row`; their twins share a context if possible."""
         rows = [self.row(trace, injection) for injection in injections]
         for n in range(self.per_finding):
             some = [row for row in rows if len(row["twins"]) > n]
@@ -144,7 +145,7 @@ class Making:
         return rows
 
     def row(self, trace: Trace, injection: Injection) -> dict[str, Any]:
-        """Return what a finding came to: `twins` and `dropped`, or `reason` if it has no edit."""
+        """Return the row of a finding: `twins` and `dropped`, or `reason` if it has no edit."""
         finding = injection.finding
         row: dict[str, Any] = {
             "trace_id": trace.id,
@@ -175,11 +176,11 @@ class Making:
         return row
 
     def twin(self, trace: Trace, finding: Finding, edit: TwinEdit, span: tuple[int, int]) -> Twin:
-        """Return one twin, checked as text.
+        """Return one twin that passed all checks of its text.
 
         Raises:
-            TwinError: see `TwinBuilder.build`; the edit licenses a state-changing call (`state_changing`), or a check still
-                finds an error at the step (`finds_error`).
+            TwinError: see `TwinBuilder.build`; also if the edit permits a state-changing call (`state_changing`), or a
+                check still finds an error at the step (`finds_error`).
             TemplateError, SpliceError: the step cannot be rendered.
         """
         edited, step = apply_edit(trace, finding.step, edit)
@@ -196,9 +197,10 @@ class Making:
 
 
 def counts(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Numbers about rows of twins: findings, those that have a twin (`covered`) and twins, in all and by error class.
+    """Return counts of findings, of those with a twin (`covered`) and of twins, in total and by error class.
 
-    A class also has its twins by kind of edit, its dropped edits by kind and reason, and by reason its findings without an edit.
+    Each class also lists its twins by kind of edit, its dropped edits by kind and reason, and its findings without an
+    edit by reason.
     """
     classes: dict[str, dict[str, Any]] = {}
     for row in rows:
@@ -232,12 +234,13 @@ def _summarise(ctx: RunContext) -> None:
             reasons.update(table)
     left = ", ".join(f"{reason} {n}" for reason, n in reasons.most_common())
     ctx.console.note(
-        f"twins: {said['twins']}, for {said['covered']} of {said['findings']} findings ({classes})"
+        f"twins: {said['twins']} for {said['covered']} of {said['findings']} findings ({classes})"
         + (f"; dropped: {left}" if left else "")
     )
     if said["findings"] and not said["twins"]:
         ctx.console.warn(
-            "no finding has a twin, so nothing holds the steps where they are right; twins.jsonl has the reasons"
+            "no finding has a twin, so nothing holds the steps in contexts where they are right; "
+            "twins.jsonl lists the reasons"
         )
 
 

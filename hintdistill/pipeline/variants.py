@@ -1,7 +1,8 @@
-"""Targets of the arms that are variants of a run's own hints: other words, other steps, other places, no hint at all.
+"""Targets of the arms that are variants of a run's own hints: other words, other steps, other places, or no hint at
+all.
 
-Whatever is drawn is drawn by a salt and by what it acts on, so that an arm is the same in every process. The gate is off
-for variants, because it would reject what they are made of.
+Every draw depends only on a salt and on the item it concerns, so that an arm is the same in every process. The gate is
+off for variants, because it would reject most of them.
 """
 
 from __future__ import annotations
@@ -33,19 +34,19 @@ Steps = Sequence[tuple[Trace, int]]
 
 @dataclass(frozen=True)
 class Material:
-    """What variants are made of: critiqued traces, and the findings among them that an arm acts on."""
+    """Hold the inputs of variants: critiqued traces, and the findings among them that an arm uses."""
 
     ctx: RunContext
     traces: Sequence[Trace]
     critiques: Mapping[str, Critique]
-    """By trace id."""
+    """The critiques by trace id."""
     found: Found
     salt: str
-    """Seeds every draw."""
+    """The seed of every draw."""
 
     @property
     def wrong(self) -> dict[str, set[int]]:
-        """Steps with a finding, by trace id."""
+        """Return the steps with a finding that the arm uses, by trace id."""
         return erring_steps(self.critiques)
 
 
@@ -53,20 +54,20 @@ class Material:
 
 
 def erring_steps(critiques: Mapping[str, Critique]) -> dict[str, set[int]]:
-    """Steps with any finding, by trace id."""
+    """Return the steps with any finding, by trace id."""
     return {id_: {f.step for f in c.findings} for id_, c in critiques.items()}
 
 
 def other_hint(trace: Trace, finding: Finding, library: PromptLibrary, salt: str) -> str | None:
-    """Another error class's hint about the same step; None if no other template can be filled."""
+    """Return another error class's hint about the same step; None if no other template can be filled."""
     return other_class_hint(trace, finding, library, random.Random(seed_of("other hint", salt, trace.id, finding.step)))
 
 
 def wrong_hints(found: Found, library: PromptLibrary, share: float, salt: str) -> Found:
-    """In `share` of the findings, the hint of another error class instead of the right one.
+    """Replace the right hint by the hint of another error class in `share` of the findings.
 
-    Findings for which no other template can be filled are dropped: a right hint in a wrong one's place would make the
-    control look better than it is.
+    Findings for which no other template can be filled are dropped, because a right hint in place of a wrong one would
+    make the control look better than it is.
     """
     out: Found = []
     for trace, finding in found:
@@ -87,10 +88,12 @@ def other_steps(
     share: float,
     salt: str,
 ) -> Found:
-    """In `share` of the findings, the same hint above a step without an error: of the same trace, or of any other one.
+    """Move the same hint above a step without an error in `share` of the findings: a step of the same trace, or else of
+    any other trace.
 
     Args:
-        wrong: steps with a finding by trace id; a trace that is not in it was not critiqued, and none of its steps is taken.
+        wrong: steps with a finding by trace id; a trace that is missing here was not critiqued, and none of its steps
+            is used.
     """
     free = [
         (t, k)
@@ -115,12 +118,12 @@ def other_steps(
 
 
 def drawn(kind: str, salt: str, trace: Trace, step: int, share: float) -> bool:
-    """Return whether this step is among the `share` that is changed."""
+    """Return whether this step is in the `share` that is changed."""
     return random.Random(seed_of("noise", kind, salt, trace.id, step)).random() < share
 
 
 def judge(critics: Sequence[Critic]) -> Callable[[Sequence[Trace]], dict[str, Critique]]:
-    """Return the critics as one function from traces to critiques by trace id; a trace that none could read is
+    """Return the critics as one function from traces to critiques by trace id; traces that no critic could read are
     absent."""
 
     def ask(traces: Sequence[Trace]) -> dict[str, Critique]:
@@ -138,7 +141,7 @@ def judge(critics: Sequence[Critic]) -> Callable[[Sequence[Trace]], dict[str, Cr
 
 
 def scorer_of(ctx: RunContext) -> Scorer:
-    """Return the teacher's scorer with the gate off: what is scored here is not judged."""
+    """Return the teacher's scorer with the gate off, because these targets are not judged."""
     config = ctx.config.rescore
     ungated = RescoreSection.model_validate(
         config.model_dump() | {"gate": config.gate.model_dump() | {"enabled": False}}
@@ -147,7 +150,8 @@ def scorer_of(ctx: RunContext) -> Scorer:
 
 
 def hinted(data: Material, found: Found, name: str, *, placebo: bool = False) -> list[Target]:
-    """Targets of these findings' hints, or of a generic placebo in each hint's place; `name` begins their keys."""
+    """Return the targets of these findings' hints, or of a generic placebo in place of each hint; their keys begin with
+    `name`."""
     section = data.ctx.config.inject
     if placebo:
         section = section.model_copy(update={"hint": "placebo"})
@@ -166,7 +170,7 @@ def hinted(data: Material, found: Found, name: str, *, placebo: bool = False) ->
 
 
 def anchors(data: Material, per_trace: int, erring_traces: bool = True) -> list[Target]:
-    """Steps without a finding, a few per trace, held to the initial policy."""
+    """Return targets of steps without a finding, a few per trace, held to the initial policy."""
     chosen = []
     for trace in data.traces:
         wrong = data.wrong.get(trace.id, set())
@@ -179,7 +183,7 @@ def anchors(data: Material, per_trace: int, erring_traces: bool = True) -> list[
 
 
 def plain_targets(ctx: RunContext, steps: Steps, name: str) -> list[Target]:
-    """Targets of steps without a hint, held to what the initial policy says of them."""
+    """Return targets of steps without a hint, held to the initial policy."""
     items, problems = [], list[str]()
     for trace, k in steps:
         try:
@@ -192,9 +196,10 @@ def plain_targets(ctx: RunContext, steps: Steps, name: str) -> list[Target]:
 
 
 def twin_targets(ctx: RunContext, twins: Sequence[Twin], name: str) -> list[Target]:
-    """Targets of twins, held to what the initial policy says there; `name` begins their keys.
+    """Return targets of twins, held to the initial policy; their keys begin with `name`.
 
-    Nothing is judged: each is accepted, whether or not the policy does the step there, and no effect of its edit is known.
+    Twins are not judged: each is accepted, whether or not the policy would take the step there, and the effect of its
+    edit is unknown.
     """
     scorer = Scorer(ctx.engine(ctx.initial_folder), ctx.renderer, ctx.config.rescore)
     items = []
@@ -205,15 +210,16 @@ def twin_targets(ctx: RunContext, twins: Sequence[Twin], name: str) -> list[Targ
 
 
 def sft(ctx: RunContext, steps: Steps) -> list[Target]:
-    """Cross-entropy on steps as they were sampled: forward KL from the distribution that is certain of each token."""
+    """Return targets for cross-entropy on steps as sampled: the forward KL from the distribution that is certain of
+    each token."""
     return [as_sampled(t) for t in plain_targets(ctx, steps, "sft")]
 
 
 def as_sampled(target: Target) -> Target:
-    """Return the target whose teacher is certain of the sampled tokens; forward KL from it is cross-entropy."""
+    """Return the target whose teacher is certain of the sampled tokens; the forward KL from it is cross-entropy."""
     hit = target.support_ids == target.step_ids[:, None]
     if not hit.any(1).all():
-        raise ValueError("the sampled id is in the support of every position")
+        raise ValueError("the sampled id must be in the support of every position")
     return replace(
         target,
         kind="hint",
@@ -225,7 +231,7 @@ def as_sampled(target: Target) -> Target:
 
 
 def full_trace(data: Material, erring_steps_only: bool = False) -> list[Target]:
-    """Return every step of every erring trace (or only those with a finding), the trace's hints in the system
+    """Return every step of every erring trace (or only those with a finding), with the trace's hints in the system
     prompt."""
     by_trace: dict[str, list[Finding]] = {}
     for trace, finding in data.found:
@@ -253,14 +259,16 @@ def full_trace(data: Material, erring_steps_only: bool = False) -> list[Target]:
 
 
 def scored(ctx: RunContext, name: str, items: list[HintItem]) -> list[Target]:
-    """Targets of injections that somebody else made, with the gate off; `name` is said if one is left out."""
+    """Return the targets of injections made elsewhere, with the gate off; `name` is used in a warning if one is left
+    out."""
     return _scored(ctx, name, items, scorer_of(ctx).score, [])
 
 
 def _scored(
     ctx: RunContext, name: str, items: list[Any], score: Callable[[Any], list[Target]], problems: list[str]
 ) -> list[Target]:
-    """Score what fits the model and is known exactly enough to train on, in parts; what is left out is said."""
+    """Score the items that fit into the model and have an allowed fidelity, in parts; a warning counts those left
+    out."""
     longest = ctx.engine(ctx.teacher_folder).max_length
     fitting = [i for i in items if _length(i) <= longest]
     problems += [f"{name}: longer than the model's context"] * (len(items) - len(fitting))

@@ -1,7 +1,8 @@
-"""`hintdistill verify`: whether the bytes of a run folder are those that were written, and what is not is taken out.
+"""`hintdistill verify`: check that the files of a run folder are unchanged since they were written, and move damaged
+ones out.
 
-Targets and students carry checksums; rows, indexes and documents have to be what they are. Nothing is deleted: what is damaged
-is moved to `damaged/` in the run folder, is owed again then, and --resume makes it.
+Targets and students carry checksums; rows, indexes and documents must have their expected form. Nothing is deleted:
+damaged files are moved to `damaged/` in the run folder, and --resume makes them again.
 """
 
 from __future__ import annotations
@@ -25,23 +26,23 @@ FOLDER = "damaged"
 
 @dataclass(frozen=True)
 class Damage:
-    """Something whose bytes are not those that were written."""
+    """Describe a file whose bytes have changed since it was written."""
 
     path: Path
     what: str
-    """What is wrong with it."""
+    """The damage found."""
     redone: str
-    """What makes it again."""
+    """How the file is made again."""
     lines: tuple[int, ...] = ()
-    """Damaged lines of a file of rows, counted from 1; the others are sound."""
+    """Damaged lines of a file of rows, counted from 1; the other lines are intact."""
 
     def __str__(self) -> str:
         return f"damaged: {self.path}: {self.what}; {self.redone}"
 
 
 def damages(run: RunDir) -> list[Damage]:
-    """Return what of a run folder is damaged, in its rounds too. Raises InputError if its manifest cannot be
-    read."""
+    """Return the damaged parts of a run folder, including those in its rounds. Raises InputError if its manifest cannot
+    be read."""
     run.manifest()
     within = (p for pattern in ("rounds/*/run", f"{SHARDS}/*-of-*") for p in run.path.glob(pattern) if p.is_dir())
     folders = [run.path, *sorted(within)]
@@ -49,7 +50,7 @@ def damages(run: RunDir) -> list[Damage]:
 
 
 def repair(run: RunDir) -> list[Damage]:
-    """Take what is damaged out of the folder, which the caller has open; returns what it was.
+    """Move damaged parts out of a folder that the caller has open, and return them.
 
     Raises:
         InputError: see `damages`.
@@ -70,7 +71,7 @@ def repair(run: RunDir) -> list[Damage]:
 
 
 def verify(folder: Path) -> list[Damage]:
-    """Open a run folder, say what of it is damaged, and take that out; see `repair`.
+    """Open a run folder, find its damaged parts, and move them out; see `repair`.
 
     Raises:
         InputError: there is no run, or its manifest cannot be read.
@@ -90,20 +91,22 @@ def _of(folder: Path) -> Iterator[Damage]:
     again = "--resume makes it again"
     for path in sorted(folder.glob("*.jsonl")):
         if bad := _bad_lines(path, "key"):
-            said = f"{len(bad)} lines are not rows, the first is {bad[0]}"
+            said = f"{len(bad)} lines are not rows, for example line {bad[0]}"
             yield Damage(path, said, "--resume makes them again", tuple(bad))
     for path in sorted(folder.glob("index/*.json")):
         yield from _json(path, list, again)
     for part, what in TargetStore(folder / "targets").damaged():
-        yield Damage(part, what, "its rows are scored again by --resume")
+        yield Damage(part, what, "--resume scores its rows again")
     if wrong := wrong_files(folder / "student"):
         said = "; ".join(f"{name} {what}" for name, what in wrong.items())
         yield Damage(folder / "student", said, "--resume trains it again, from the last checkpoint")
     for path in sorted(folder.glob("train/*/*.json")):
-        yield from _json(path, object, "it is measured again")
+        yield from _json(path, object, "--resume measures it again")
     for path in sorted(folder.glob("train/*/metrics.jsonl")):
         if bad := _bad_lines(path, "step"):
-            yield Damage(path, f"{len(bad)} lines are not rows, the first is {bad[0]}", "they are left out", tuple(bad))
+            yield Damage(
+                path, f"{len(bad)} lines are not rows, for example line {bad[0]}", "they are left out", tuple(bad)
+            )
     for path in sorted(folder.glob("train/*/checkpoint-*")):
         if path.is_dir() and (seen := broken(path, every_byte=True)) is not None:
             yield Damage(path, seen, "--resume continues from the one before it, or from the start")
@@ -120,7 +123,8 @@ def _json(path: Path, kind: type, redone: str) -> Iterator[Damage]:
 
 
 def _bad_lines(path: Path, key: str) -> list[int]:
-    """Lines that are no object with that key; a last one without an end is owed, not damaged."""
+    """Return the lines that are not an object with that key; an incomplete last line counts as missing, not as
+    damaged."""
     bad = []
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
@@ -137,7 +141,7 @@ def _bad_lines(path: Path, key: str) -> list[int]:
 
 
 def _keep(root: Path, damage: Damage) -> None:
-    """A copy in `damaged/`, under the next free name."""
+    """Copy a file into `damaged/`, under the next free name."""
     if not damage.path.exists():
         return
     name = "-".join(damage.path.relative_to(root).parts)
@@ -149,7 +153,7 @@ def _keep(root: Path, damage: Damage) -> None:
 
 
 def _without(path: Path, lines: tuple[int, ...]) -> None:
-    """Take lines out of a file."""
+    """Remove lines from a file."""
     out = set(lines)
     with path.open("rb") as file:
         kept = b"".join(line for number, line in enumerate(file, 1) if number not in out)

@@ -1,1 +1,1 @@
-"""What a run would take before it is run: tokens exactly, memory from the model's shape, time from a short measured run."""
+"""Estimate a run before it starts: tokens exactly, memory from the model's shape, time from a short measured run."""

@@ -1,7 +1,8 @@
-"""`hintdistill contexts render`: what the teacher's views would read above each step, made and spliced as a run would do it.
+"""`hintdistill contexts render`: print the texts that the teacher's views would read above each step, made and spliced
+as in a run.
 
-The stages that need no weights run in a folder that is thrown away, with the critics that cost nothing to ask; what the run folder
-holds already is taken from there.
+The stages that need no weights run in a temporary folder, with the critics that ask no model; results that the run
+folder already contains are taken from there.
 """
 
 from __future__ import annotations
@@ -21,27 +22,27 @@ from hintdistill.planning.workload import FREE
 
 @dataclass(frozen=True)
 class Preview:
-    """What a run's teacher would read."""
+    """Hold the texts that a run's teacher would read."""
 
     maker: str
     """The context maker of the teacher's own context."""
     steps: list[dict[str, Any]]
-    """One mapping per step that is shown: `trace`, `step`, `error_class`, and `hint` with `placement`, `tokens`, `guards` and `views`, or
-    `reason` and `message`."""
+    """One mapping per shown step: `trace`, `step`, `error_class`, and either `hint` with `placement`, `tokens`,
+    `guards` and `views`, or `reason` and `message`."""
     counted: dict[str, int]
-    """How many steps of the run have a context, and how many have none, by reason."""
+    """The number of steps in the run with a context, and of those without one by reason."""
 
 
 def preview(config: RunConfig, trace: str | None = None, step: int | None = None, limit: int = 3) -> Preview:
-    """Make the contexts of a run's steps and return some of them.
+    """Make the contexts of a run's steps, and return some of them.
 
     Args:
-        trace: only this trace's, by its id.
-        step: only this step.
-        limit: at most so many steps.
+        trace: return only steps of the trace with this id.
+        step: return only this step.
+        limit: return at most this many steps.
 
     Raises:
-        HintdistillError: what the stages from read to inject raise.
+        HintdistillError: a stage from read to inject raised it.
     """
     with scratch_copy(config.run.dir) as folder:
         have = RunDir(folder).index("critique") is not None
@@ -59,7 +60,7 @@ def preview(config: RunConfig, trace: str | None = None, step: int | None = None
 
 
 def _said(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row of the inject stage as it is shown."""
+    """Return a row of the inject stage in the form in which it is shown."""
     made = row.get("injection")
     finding = made["finding"] if made else row["finding"]
     about = {

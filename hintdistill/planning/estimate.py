@@ -1,4 +1,4 @@
-"""`hintdistill plan`: per stage tokens, peak memory and time, what fits, and settings that suit the lengths."""
+"""`hintdistill plan`: tokens, peak memory and time per stage, what fits, and settings suited to the lengths."""
 
 from __future__ import annotations
 
@@ -50,16 +50,16 @@ from hintdistill.training.synthetic import shorter
 from hintdistill.training.watch import times_watched
 
 FLOOR_ROWS = 32
-"""Rows read before training, to measure the mismatch of the engines; `training.stage`."""
+"""Number of rows read before training to measure the mismatch of the engines; `training.stage`."""
 SAVED_PER_SECOND = 1e9
-"""Bytes a second at which checkpoints are taken to be written. Not measured."""
+"""Assumed speed of writing checkpoints, in bytes per second; it is not measured."""
 SHARES = (1 / 16, 1 / 4, 1 / 2)
-"""Fractions of the largest call and of the longest rows that are measured; the last two for memory."""
+"""Fractions of the largest call and of the longest rows that are measured; the last two are used for memory."""
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a run would take; of a run in rounds, what one round would."""
+    """Describe what a run would take; for a run in rounds, what one round would take."""
 
     model: Mapping[str, Any]
     source: str
@@ -68,19 +68,19 @@ class Forecast:
     memory_source: str
     stages: tuple[StageForecast, ...]
     largest_trace: Mapping[str, int]
-    """Tokens of the longest trace that fits, by stage, and for training by setting."""
+    """Number of tokens of the longest trace that fits, by stage, and for training by setting."""
     too_long: tuple[tuple[str, int], ...]
-    """Traces that do not train under the present settings, with their tokens."""
+    """Traces that are too long for training under the present settings, with their tokens."""
     recommended: Recommended | None
     sharing: str
     notes: tuple[str, ...]
     rounds: int | None = None
-    """How many rounds there are like the one that is planned; None for a run without."""
+    """Number of rounds like the planned one; None for a run without rounds."""
     shards: tuple[ShardForecast, ...] = ()
-    """One forecast per shard, if shards were asked for."""
+    """One forecast per shard, if shards were requested."""
 
     def document(self) -> dict[str, Any]:
-        """As plain data, for JSON."""
+        """Return the forecast as plain data for JSON."""
         return asdict(self)
 
 
@@ -93,17 +93,17 @@ def forecast(
     console: Console | None = None,
     trust: bool = False,
 ) -> Forecast:
-    """Plan a run; nothing is written and nothing is asked of a critic that costs anything.
+    """Plan a run; nothing is written, and only critics that ask no model are used.
 
     Args:
-        measured: measure memory and time in short real runs; without, what is counted from the model's shape only.
-        gigabytes: memory to plan for (10^9 bytes) instead of what is free.
-        shards: plan each of so many parts as well.
+        measured: measure memory and time in short real runs; otherwise all estimates come from the model's shape.
+        gigabytes: memory to plan for (10^9 bytes) instead of the free memory.
+        shards: also plan each of this many shards.
         trust: see `pipeline.run.run`.
 
     Raises:
         ConfigError: shards of a run in rounds.
-        HintdistillError: what `check_inputs`, the stages up to inject and `measure` raise.
+        HintdistillError: `check_inputs`, a stage up to inject, or `measure` raised it.
     """
     if shards is not None:
         require_shardable(config, "rescore")
@@ -133,7 +133,7 @@ def _forecast(
 
 
 class _Planner:
-    """One plan in the making: what is counted, corrected by what was measured."""
+    """Build one plan: counts from the model's shape, corrected by measurements."""
 
     def __init__(self, config: RunConfig, shape: ModelShape, where: Room, work: Workload, *, measured: bool) -> None:
         self.config, self.shape, self.where, self.work = config, shape, where, work
@@ -161,7 +161,7 @@ class _Planner:
         return count_tokens(self.work.calls, self.shape, self.budget)
 
     def measure(self, folder: Path, held: Path, console: Console) -> None:
-        """Measure parts of the two costly stages; see `measure`."""
+        """Measure parts of the two expensive stages; see `measure`."""
         laid_out = bool(self.work.hints)
         job = Job(
             config=self.config,
@@ -177,7 +177,7 @@ class _Planner:
         self.measured = measure(job, list(self._rows()), self.setup.trained, console.note)
 
     def _calls(self) -> Iterator[Part]:
-        """Yield the beginnings of the largest call of hints and of the largest one of anchors, smallest first."""
+        """Yield the beginnings of the largest call of hints and of the largest call of anchors, smallest first."""
         (hints, plain), found = self.work.samples, list[Part]()
         each = 2 + self.config.rescore.placebo_count
         for share in SHARES:
@@ -209,11 +209,11 @@ class _Planner:
         return row_operations(self.shape, row, self.config.train, in_step=self.setup.teacher.views > 0)
 
     def _forward(self, rows: Sequence[RowLength]) -> float:
-        """Operations of reading rows once without gradient."""
+        """Return the operations of reading rows once without gradient."""
         return sum(operations(self.shape, r.tokens, pairs(0, r.tokens), r.scored) for r in rows)
 
     def _grown(self, stage: str, peak: Peak, *, read_later: bool = False) -> Peak:
-        """What is to be expected; `read_later`: stored targets are read when what was counted has been given back."""
+        """Return the expected memory; `read_later`: stored targets are read after the counted memory was released."""
         grown = growth(peak) if (growth := self._growth(stage)) else peak
         whole = with_caches(grown, self.work.entries[0], rows=stage == "train")
         if not read_later:
@@ -259,21 +259,24 @@ class _Planner:
 
     def _notes(self) -> Iterator[str]:
         if self.measured is None:
-            yield "nothing was measured: no times, and the way prefixes are shared is taken to be exact"
+            yield "nothing was measured: there are no times, and sharing of prefixes is assumed to work fully"
         else:
             yield from self.measured.notes
             if self.measured.sharing == "separate":
-                yield "this model's prefixes are not shared: every sequence is read by itself, so rescoring reads what is asked"
+                yield (
+                    "this model's prefixes cannot be shared: every sequence is read separately, so rescoring reads "
+                    "all tokens asked for"
+                )
         if self.measured is None and not self.where.on_cpu:
-            yield "memory on an accelerator is counted and has not been checked against measurements"
+            yield "memory on an accelerator is computed and has not been checked against measurements"
         if self.config.run.rounds is not None:
             yield f"this is one round of {self.config.run.rounds}; the first one also measures the initial model"
         if self.work.hints:
-            yield "what is watched while training and the report's off-target steps are not known before a round was played"
+            yield "watched steps and the report's off-target steps are unknown before a round was played"
 
     def _critique(self) -> Iterator[StageForecast]:
         for name, asked in self.work.asked.items():
-            note = f"{asked['requests']:,} requests at most; memory and time are the critic's own"
+            note = f"at most {asked['requests']:,} requests; memory and time depend on the critic"
             yield StageForecast(f"critique ({name})", asked["prompt_tokens"], note=note)
 
     def _scoring(self, read: TokenCount, *, written: int = 0, other: int = 0) -> Peak:
@@ -365,7 +368,8 @@ class _Planner:
         return self.where.holds(self._grown("train", train_peak(self.shape, setup, load)), MARGIN)
 
     def _longest_scored(self) -> int:
-        """Tokens of the longest trace that can be rescored, with three injections of the longest hint and step in it."""
+        """Return the tokens of the longest trace that can be rescored, with three injections of the longest hint and
+        step in it."""
         branch = self.work.lengths["hint"].longest + self.work.lengths["step"].longest
         branches = 3 * (2 + self.config.rescore.placebo_count) * branch
         groups = max(1, self.shape.heads // self.shape.kv_heads)

@@ -1,4 +1,4 @@
-"""What a stage would take, in words."""
+"""The estimate for one stage, in words."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class StageForecast:
-    """One stage."""
+    """Describe one stage."""
 
     stage: str
     tokens: int
-    """That the student's model reads; of an LLM critic, its prompt tokens."""
+    """Tokens that the student's model reads; for an LLM critic, its prompt tokens."""
     peak_bytes: int | None = None
-    """Resident memory of the process at its worst moment, or device memory; None if it is not this process's."""
+    """Largest resident memory of the process, or device memory; None if another process does the work."""
     parts: Mapping[str, int] | None = None
-    """What the peak is made of."""
+    """The parts of the peak."""
     seconds: float | None = None
     """None if nothing was measured."""
     fits: bool = True

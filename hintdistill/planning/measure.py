@@ -1,10 +1,11 @@
-"""Memory and speed of this model on this machine, from short real runs of rescoring and training in fresh processes.
+"""Measure memory and speed of this model on this machine in short real runs of rescoring and training in fresh
+processes.
 
-Rows of ¼ and ½ of the longest are trained on by the real trainer for a few steps, and parts of the run's own requests are
-scored by the real scorer. Each run is a process of its own that reports its peak: resident size on a CPU
-(`torch.cuda.max_memory_allocated` on CUDA). What is counted from the model's shape gives the form of the growth (linear in
-tokens, or flat where calls are cut); the measured points give its base and slope. A point that is foretold not to fit is
-never tried. On one thread, seconds of the processor count, so that a busy machine does not spoil them.
+The real trainer takes a few steps on rows of ¼ and ½ of the longest length, and the real scorer scores parts of the
+run's own requests. Each run is a separate process that reports its peak: resident size on a CPU,
+`torch.cuda.max_memory_allocated` on CUDA. The model's shape determines the form of the growth (linear in tokens, or
+flat if calls are cut); the measured points determine its base and slope. A point that is predicted not to fit is never
+tried. On one thread, processor seconds are used, so that other work on the machine does not distort them.
 """
 
 from __future__ import annotations
@@ -39,18 +40,18 @@ from hintdistill.training.row_lengths import RowLength
 from hintdistill.training.synthetic import optimizer_seconds, short_training, synthetic_targets
 
 SECONDS = 20.0
-"""What scoring some of the requests may take; a part that would take longer is left out."""
+"""Time limit for scoring some of the requests; a part that would take longer is left out."""
 FILL = 0.9
-"""Share of the free memory that a measured run may take, as foretold by what is counted and by the runs before it."""
+"""Share of the free memory that a measured run may take, as predicted from counts and from earlier runs."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Something to try: items of a kind to score, or one micro-batch to train on."""
+    """Describe a measured piece of work: items of one kind to score, or one micro-batch to train on."""
 
     kind: Literal["hint", "anchor", "rows"]
     peak: Peak
-    """As counted."""
+    """Peak memory according to the counts."""
     operations: float
     items: int = 0
     scored: int = 0
@@ -59,18 +60,18 @@ class Part:
 
 @dataclass(frozen=True)
 class Measured:
-    """Speed and memory of the two costly stages."""
+    """Hold speed and memory of the two expensive stages."""
 
     startup_s: dict[str, float]
-    """Per stage, seconds before and after its own work: loading, and for training saving too."""
+    """Per stage, seconds before and after its own work: loading, and for training also saving."""
     score: TimeLine | None
     """Time of the engine and of making targets, per part; None if nothing was scored."""
     train: TimeLine | None
     """Time of a micro-batch's forward and backward pass; None if nothing was trained on."""
     optimizer_s: float
-    """Per trained entry and optimiser step."""
+    """Seconds per trained weight and optimiser step."""
     growth: dict[str, Growth]
-    """Per stage that was measured."""
+    """Growth of memory per measured stage."""
     sharing: str
     """How this model's prefixes are shared."""
     notes: tuple[str, ...] = ()
@@ -78,17 +79,17 @@ class Measured:
 
 @dataclass(frozen=True)
 class Job:
-    """What a process is to measure."""
+    """Describe the measurements of one process."""
 
     config: RunConfig
     model: Path
     parts: Sequence[Part]
     available: int
-    """Bytes that may be used."""
+    """Number of bytes that may be used."""
     vocabulary: int
-    """Ids below this one are drawn for rows that are made up."""
+    """Ids for artificial rows are drawn below this number."""
     folder: Path | None = None
-    """A run folder with the items; None if they are given here."""
+    """A run folder with the items; None if they are given directly."""
     hints: Sequence[HintItem] = field(default=())
     anchors: Sequence[AnchorItem] = field(default=())
 
@@ -99,10 +100,10 @@ def measure(job: Job, train: Sequence[Part], trained: int, say: Callable[[str], 
     Args:
         job: the model, and the parts to score, smallest first.
         train: the micro-batches to train on, smallest first.
-        trained: entries that training updates.
+        trained: number of weights that training updates.
 
     Raises:
-        ModelError: the model cannot be loaded, or a process that measures ends early.
+        ModelError: the model cannot be loaded, or a measuring process ended early.
     """
     say("measuring: scoring some of the requests")
     scored = _in_a_process(job)
@@ -111,7 +112,7 @@ def measure(job: Job, train: Sequence[Part], trained: int, say: Callable[[str], 
     score = fit(tried) if tried else None
     optimizer = optimizer_seconds(pick_device(job.config.run.device), job.config.train.max_grad_norm)
     points, startups = list[tuple[float, float, float]](), list[tuple[float, float]]()
-    notes = [] if tried else ["no part of rescoring was tried: it would not fit"]
+    notes = [] if tried else ["no part of rescoring was tried, because none would fit"]
     runs: list[tuple[int, int]] = []
     for part in train:
         say(f"measuring: training on rows of up to {max(r.tokens for r in part.rows):,} tokens")
@@ -119,7 +120,8 @@ def measure(job: Job, train: Sequence[Part], trained: int, say: Callable[[str], 
         beyond = max(0, runs[-1][1] - runs[-1][0]) if runs else 0
         if part.peak.total > FILL * (job.available - beyond):
             notes.append(
-                f"training on {max(r.tokens for r in part.rows):,} tokens at once was not tried: it would not fit"
+                f"training on {max(r.tokens for r in part.rows):,} tokens at once was not tried, because it "
+                "would not fit"
             )
             break
         found = _in_a_process(replace(job, parts=[part]))
@@ -140,9 +142,10 @@ def measure(job: Job, train: Sequence[Part], trained: int, say: Callable[[str], 
 
 
 def _without_rows(startups: Sequence[tuple[float, float]]) -> float:
-    """Seconds before and after training itself, without what its rows take there, which the plan counts apart.
+    """Return the seconds before and after training, without the time for its rows, which the plan counts separately.
 
-    The rows are read once without gradient before the first step: what the start costs more with longer rows is theirs.
+    The rows are read once without gradient before the first step, so any additional start-up time for longer rows
+    belongs to them.
     """
     if len(startups) < 2:
         return startups[0][1] if startups else 0.0
@@ -164,8 +167,8 @@ def _in_a_process(job: Job) -> dict[str, Any]:
         path.write_bytes(pickle.dumps(job))
         done = subprocess.run([sys.executable, "-m", __name__, str(path)], capture_output=True, text=True)
         if done.returncode:
-            last = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
-            raise ModelError(f"a short run to measure memory and time failed: {last}")
+            last = (done.stderr.strip().splitlines() or [f"the process ended with exit code {done.returncode}"])[-1]
+            raise ModelError(f"a short run for measuring memory and time failed: {last}")
         found: dict[str, Any] = pickle.loads(path.with_suffix(".found").read_bytes())
         return found
 
@@ -189,7 +192,7 @@ def _main(path: Path) -> None:
 
 
 def _context(job: Job) -> RunContext | None:
-    """Return the run's rows as its stages see them; None if there are none yet."""
+    """Return the run's rows in the form its stages use; None if there are none yet."""
     if job.folder is None:
         return None
     config = job.config.model_copy(update={"run": job.config.run.model_copy(update={"dir": str(job.folder)})})
@@ -197,7 +200,7 @@ def _context(job: Job) -> RunContext | None:
 
 
 def _score(job: Job, work: Path) -> dict[str, Any]:
-    """Score parts, larger and larger, until the time or the memory is used up."""
+    """Score larger and larger parts until the time or the memory is used up."""
     began, config, ctx = clock(), job.config, _context(job)
     # rendering what is to be scored is a part of the stage
     hints, anchors = (job.hints, job.anchors) if ctx is None else (to_score.hint_items(ctx), to_score.anchor_items(ctx))
@@ -228,7 +231,7 @@ def _score(job: Job, work: Path) -> dict[str, Any]:
 
 
 def _train(job: Job, work: Path) -> dict[str, Any]:
-    """Let the real trainer take a few steps, with what its stage holds of stored targets beside it."""
+    """Let the real trainer take a few steps, with as many stored targets in memory as in its stage."""
     part, ctx, config = job.parts[0], _context(job), job.config
     held = None
     if ctx is not None and ctx.rundir.index("rescore") is not None:

@@ -1,4 +1,4 @@
-"""`hintdistill plan --shards N`: what each of N shards would read, hold and take."""
+"""`hintdistill plan --shards N`: estimate what each of N shards would read, keep in memory and take."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from hintdistill.planning.workload import Workload
 
 @dataclass(frozen=True)
 class ShardForecast:
-    """One shard, from critique to rescore."""
+    """Describe one shard, from critique to rescore."""
 
     shard: str
     traces: int
     critic_tokens: int
-    """Prompt tokens of LLM critics: the run's, by this shard's share of its traces."""
+    """Prompt tokens of LLM critics: the run's tokens multiplied by this shard's share of its traces."""
     rescore: StageForecast
 
 
@@ -28,8 +28,8 @@ def forecast_shards(
     """Plan every shard.
 
     Args:
-        of: how many there are.
-        size: traces of a block (`rescore.part_rows`).
+        of: number of shards.
+        size: number of traces in a block (`rescore.part_rows`).
         rescored: plans the rescore stage of some calls of the engine.
     """
     watched, held = work.tail
@@ -52,7 +52,7 @@ def forecast_shards(
 
 
 def shard_lines(found: Sequence[ShardForecast]) -> list[str]:
-    """Return the plan of the shards for a reader: the range over all, and the longest one."""
+    """Return the plan of the shards as text: the range over all shards, and the longest one."""
     traces, tokens = [s.traces for s in found], [s.rescore.tokens for s in found]
     most = max(found, key=lambda s: (s.rescore.seconds or 0.0, s.rescore.tokens))
     lines = [
@@ -67,7 +67,7 @@ def shard_lines(found: Sequence[ShardForecast]) -> list[str]:
             f"shards: {', '.join(said)} ({most.shard}, {most.traces:,} traces, {most.rescore.tokens:,} tokens)"
         )
     if empty := sum(n == 0 for n in traces):
-        lines.append(f"note: {empty} shards have no trace, because traces are cut in blocks of rescore.part_rows")
+        lines.append(f"note: {empty} shards have no trace, because traces are divided into blocks of rescore.part_rows")
     return lines
 
 

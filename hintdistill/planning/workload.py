@@ -1,8 +1,8 @@
-"""What lies ahead of a run, counted without weights: its traces, injections, anchors and rows as token ids.
+"""The work of a run, counted without weights: its traces, injections, anchors and rows as token ids.
 
-The stages that need no model of the student run for real, in a folder that is thrown away; what the run folder holds already
-(critiques, injections, targets) is taken from there. So what is counted is what would be read. A run in rounds has no traces
-yet: the newest round's episodes stand for the next one's, and before the first round episodes are laid out from the
+The stages that need no model of the student actually run, in a temporary folder; existing critiques, injections and
+targets come from the run folder. The counts are therefore those of the real run. A run in rounds has no traces yet: the
+newest round's episodes represent those of the next one, and before the first round episodes are constructed from the
 environment's opening messages.
 """
 
@@ -39,65 +39,65 @@ from hintdistill.training.reward import OutcomeData
 from hintdistill.training.row_lengths import RowLength, StepIds, of_outcome, row_lengths, trained_lengths
 
 FREE = ("rules", "recorded", "checker")
-"""Critics that cost nothing to ask."""
+"""Critics that ask no model."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What the stages would work on."""
+    """Hold the items that the stages would process."""
 
     source: str
-    """Where the injections come from."""
+    """Source of the injections."""
     lengths: dict[str, Histogram]
-    """Histograms of token counts, of traces, steps and hints."""
+    """Histograms of the token counts of traces, steps and hints."""
     traces: int
     asked: dict[str, dict[str, int]]
-    """Requests and prompt tokens of each critic that is an LLM, at most."""
+    """Upper bounds of requests and prompt tokens, for each critic that is an LLM."""
     calls: list[list[ScoreRequest]]
-    """Rescoring: the engine's calls, in order: block by block of traces, then steps that are watched, then hold traces."""
+    """The engine's calls for rescoring, in order: by block of traces, then watched steps, then hold traces."""
     blocks: tuple[int, ...]
-    """How many of the calls each block of `rescore.part_rows` traces makes."""
+    """Number of calls for each block of `rescore.part_rows` traces."""
     tail: tuple[int, int]
-    """How many calls follow for watched steps, and for hold traces."""
+    """Number of calls for watched steps and for hold traces."""
     samples: tuple[list[ScoreRequest], list[ScoreRequest]]
-    """The requests of the first hints and of the first anchors, as many as one call holds: what is measured."""
+    """The requests of the first hints and of the first anchors, as many as fit into one call; they are measured."""
     hinted: int
-    """Hints that are scored."""
+    """Number of hints to score."""
     targets: int
     entries: tuple[int, int]
-    """Kept entries: of all targets, of the largest parquet part."""
+    """Number of kept entries of all targets, and of the largest parquet part."""
     rows: list[RowLength]
     watched: list[RowLength]
-    """What is read while training and never trained on."""
+    """Steps that are measured during training and never trained on."""
     after: list[list[ScoreRequest]]
-    """Report: scored steps once more under the corrected student."""
+    """For the report: scored steps to read again under the corrected student."""
     off_target: list[list[ScoreRequest]]
-    """Report: steps that both models read."""
+    """For the report: steps that both models read."""
     steps: float
-    """Steps of a trace, mean."""
+    """Mean number of steps per trace."""
     hints: Sequence[HintItem] = ()
-    """What is scored, where no run folder has it: laid out from opening messages."""
+    """Items to score if no run folder contains them, constructed from opening messages."""
     anchors: Sequence[AnchorItem] = ()
     stored: bool = False
-    """Whether targets are there already."""
+    """Whether targets already exist."""
 
 
 class _Paper(RunContext):
-    """A run without weights: its engines know how long a sequence may be, and nothing else."""
+    """A run without weights, whose engines know only the longest possible sequence."""
 
     shape: ModelShape
 
     def engine(self, folder: Path) -> TransformersEngine:
-        """Something that has a `max_length`; whatever else is asked of it is an error."""
+        """Return an object with only a `max_length`; any other access is an error."""
         return cast("TransformersEngine", SimpleNamespace(max_length=self.shape.max_length))
 
 
 @contextlib.contextmanager
 def gathered(config: RunConfig, shape: ModelShape, console: Console | None = None) -> Iterator[tuple[Workload, Path]]:
-    """Read, critique with what costs nothing, inject, and lay out what follows; the folder goes with the context.
+    """Read, critique without asking a model, inject, and yield the workload; the folder is deleted at the end.
 
     Raises:
-        HintdistillError: what these stages raise.
+        HintdistillError: one of these stages raised it.
     """
     console = console or Console(quiet=True)
     first, played = None, None
@@ -125,13 +125,13 @@ def gathered(config: RunConfig, shape: ModelShape, console: Console | None = Non
 
 
 def gather(config: RunConfig, shape: ModelShape) -> Workload:
-    """Return what `gathered` lays out, without its folder. Raises what the stages up to inject raise."""
+    """Return the workload of `gathered` without its folder. Raises what the stages up to inject raise."""
     with gathered(config, shape) as (work, _):
         return work
 
 
 def _stages(config: RunConfig, ctx: RunContext, *, critiqued: bool) -> dict[str, dict[str, Any]]:
-    """Run the stages that need no weights; returns what critics would be asked."""
+    """Run the stages that need no weights, and return the questions for the critics."""
     run_stages(ctx, until="read")
     outcome.require_outcomes(ctx)
     named = RunContext(config, RunDir(Path()), Console(quiet=True))
@@ -144,7 +144,7 @@ def _stages(config: RunConfig, ctx: RunContext, *, critiqued: bool) -> dict[str,
 
 
 def _newest_round(config: RunConfig) -> Path | None:
-    """Return the traces that the last round played; None if none was."""
+    """Return the traces that the last round played; None if no round was played."""
     found = sorted((Path(config.run.dir) / "rounds").glob("*/rollouts.jsonl")) if config.run.dir is not None else []
     return next((p for p in reversed(found) if p.stat().st_size), None)
 
@@ -160,7 +160,7 @@ def _one_round(config: RunConfig, played: Path | None) -> RunConfig:
 
 
 def _of_what(loop: RunConfig | None, played: Path | None, source: str) -> str:
-    """Say whose traces are laid out: of a loop those of a round that was played, or the recorded ones at whose steps it acts."""
+    """Describe the source of the traces: for a loop, those of a played round, or the replayed recordings."""
     if played is not None:
         return f"episodes of {played}; {source}"
     if loop is None:
@@ -170,7 +170,7 @@ def _of_what(loop: RunConfig | None, played: Path | None, source: str) -> str:
 
 
 def _from_openings(config: RunConfig, shape: ModelShape, folder: Path) -> Workload:
-    """Return a round laid out from the first messages of the tasks that it would draw; see `rollouts.openings`."""
+    """Return a round constructed from the first messages of the tasks that it would draw; see `rollouts.openings`."""
     section = config.rollout
     assert section.environment is not None
     suite, ctx = load_suite(section.environment), RunContext(config, RunDir(folder), Console(quiet=True))
@@ -181,8 +181,8 @@ def _from_openings(config: RunConfig, shape: ModelShape, folder: Path) -> Worklo
     slots += [StepIds(a.trace_id, a.rendered.context_ids, a.rendered.step_ids) for a in found.anchors]
     opened = Histogram.of(found.openings)
     return Workload(
-        source=f"{len(tasks)} episodes of one round, from the environment's opening messages ({opened.median:,} tokens median); "
-        f"each taken to go to {section.max_steps} steps of {section.max_new_tokens} tokens, with one error in its last step",
+        source=f"{len(tasks)} episodes of one round, from the environment's opening messages ({opened.median:,} tokens "
+        f"median); assumed: {section.max_steps} steps of {section.max_new_tokens} tokens, with one error in the last",
         lengths={
             "opening": opened,
             "trace": Histogram.of(len(i.context_ids) + len(i.step_ids) for _, i, _ in found.hints),
@@ -205,10 +205,10 @@ def _source(config: RunConfig, use: Sequence[str], have: set[str]) -> str:
     if "rescore" in have:
         return f"targets of {config.run.dir}"
     if "critique" in have:
-        return f"critiques of {config.run.dir}; every hint taken as accepted"
+        return f"critiques of {config.run.dir}; every hint is assumed to be accepted"
     left = [c for c in config.critic.use if c not in use]
-    said = f"findings of {', '.join(use)}; every hint taken as accepted"
-    return said if not left else f"estimated, because {', '.join(left)} is not asked here: {said}"
+    said = f"findings of {', '.join(use)}; every hint is assumed to be accepted"
+    return said if not left else f"estimated, because the plan does not ask {', '.join(left)}: {said}"
 
 
 def _lay_out(ctx: _Paper, asked: dict[str, dict[str, int]], targets: StoredTargets | None, source: str) -> Workload:
@@ -233,8 +233,8 @@ def _lay_out(ctx: _Paper, asked: dict[str, dict[str, int]], targets: StoredTarge
     return Workload(
         source=source
         if not unplayed
-        else f"{source}; {len(unplayed)} steps of {ctx.config.train.hold.split}, not played yet, laid out "
-        "from opening messages",
+        else f"{source}; {len(unplayed)} steps of {ctx.config.train.hold.split}, not played yet, constructed from "
+        "opening messages",
         traces=len(traces),
         asked=asked,
         **_scored(_Items(ctx.config, hints, anchors, twins, together, block_of, to_score.Found(ctx).anchored), targets),
@@ -250,7 +250,7 @@ def _lay_out(ctx: _Paper, asked: dict[str, dict[str, int]], targets: StoredTarge
 
 @dataclass(frozen=True)
 class _Items:
-    """What rescoring scores."""
+    """Hold the items that rescoring scores."""
 
     config: RunConfig
     hints: Sequence[HintItem]
@@ -260,7 +260,7 @@ class _Items:
     """Whether the same weights score hints and twins."""
 
     block_of: Mapping[str, int] = field(default_factory=dict)
-    """The block that each trace is in, by trace id; all in one where it is empty."""
+    """The block of each trace, by trace id; if empty, all are in one block."""
     anchored: bool = True
 
     def batches(self) -> tuple[list[list[list[Any]]], list[list[Any]], list[list[Any]]]:
@@ -297,7 +297,7 @@ class _Items:
 
 
 def requests_of(item: HintItem | AnchorItem | TwinItem) -> list[ScoreRequest]:
-    """Return what an item asks of the engine."""
+    """Return the requests of an item to the engine."""
     if isinstance(item, HintItem):
         return Scorer.requests(item.key, item.injection)
     if isinstance(item, TwinItem):
@@ -307,7 +307,7 @@ def requests_of(item: HintItem | AnchorItem | TwinItem) -> list[ScoreRequest]:
 
 
 def _scored(items: _Items, targets: StoredTargets | None = None) -> dict[str, Any]:
-    """Return what follows from the items to score: the engine's calls and the kept entries."""
+    """Return the consequences of the items to score: the engine's calls and the kept entries."""
     size = items.config.rescore.part_rows
     blocks, watched, held = items.batches()
     calls = [[call for call in items.calls(b) if call] for b in (*blocks, watched, held)]
@@ -331,7 +331,7 @@ def _lengths(hints: Sequence[HintItem], anchors: Sequence[AnchorItem]) -> dict[s
 
 
 def _length(ctx: RunContext, trace: Trace) -> int:
-    """Tokens of a trace up to the end of its last step; 0 if the template refuses it."""
+    """Return the tokens of a trace up to the end of its last step; 0 if the template refuses it."""
     try:
         last = ctx.renderer.step(trace, len(trace.step_indices) - 1)
     except HintdistillError:
@@ -340,7 +340,8 @@ def _length(ctx: RunContext, trace: Trace) -> int:
 
 
 def _unplayed_hold(ctx: _Paper) -> list[AnchorItem]:
-    """Steps of the split of `train.hold` that rescoring would play first, laid out from its opening messages; none if it was played."""
+    """Return the steps of the split in `train.hold` that rescoring would play first, constructed from its opening
+    messages; none if it was already played."""
     section, rows = ctx.config.train.hold, {t.rows for t in ctx.config.train.effective_recipe.terms.values()}
     if section.split is None or "hold" not in rows or ctx.rundir.index("hold"):
         return []
@@ -351,8 +352,7 @@ def _unplayed_hold(ctx: _Paper) -> list[AnchorItem]:
 
 
 def _all_slots(ctx: RunContext, unplayed: Sequence[AnchorItem] = ()) -> list[StepIds]:
-    """Return what training would take at most: every injection and twin of the training split, and as many anchors as
-    it uses."""
+    """Return an upper bound of what training uses: all injections and twins of its split, and as many anchors."""
     config = ctx.config.train
     terms = {t.rows for t in config.effective_recipe.terms.values()}
     out = [
@@ -386,7 +386,7 @@ def _all_slots(ctx: RunContext, unplayed: Sequence[AnchorItem] = ()) -> list[Ste
 
 
 def _watched(ctx: RunContext, targets: StoredTargets, ended: OutcomeData) -> list[StepIds]:
-    """Return what the training reads of stored targets to watch itself."""
+    """Return the stored targets that training reads to watch itself."""
     from hintdistill.training.watch import subsample
 
     sets, steps = train.watched(ctx, train.selected(ctx, targets), ended, targets), ctx.config.train.watch.steps
@@ -395,7 +395,7 @@ def _watched(ctx: RunContext, targets: StoredTargets, ended: OutcomeData) -> lis
 
 
 def _perhaps_watched(ctx: RunContext) -> list[StepIds]:
-    """As many clean steps of either split as will be watched; which ones is known when they are scored."""
+    """Return as many clean steps of either split as will be watched; scoring decides which ones."""
     steps = ctx.config.train.watch.steps
     of: dict[str, list[StepIds]] = {"train": [], "holdout": []}
     for item in (i for i in to_score.anchor_items(ctx) if i.kind == "anchor"):
@@ -404,7 +404,7 @@ def _perhaps_watched(ctx: RunContext) -> list[StepIds]:
 
 
 def _entries(items: _Items, targets: StoredTargets | None) -> tuple[int, int]:
-    """Kept entries of all targets and of the largest part; stored ones are counted."""
+    """Return the number of kept entries of all targets and of the largest part; existing ones are counted."""
     k = items.config.rescore.top_k
     kept = {} if targets is None else {targets.heads[i].key: t.support_ids.size for i, t in targets.by_part()}
 

@@ -39,6 +39,16 @@ def called(recipe: Recipe, read: str | None = None, steps: str | None = None) ->
     return f"{recipe.name}, changed: {'; '.join(found)}" if found else recipe.name
 
 
+def rollouts(recipe: Recipe) -> str:
+    """Say on whose rollouts the method is published, and what a run has in their place."""
+    if recipe.data.rollout.source == "traces":
+        return "recorded, as published"
+    return (
+        "recorded before the training; published on rollouts that the student samples while it trains "
+        "(`run.rounds` samples between trainings)"
+    )
+
+
 def _changes(own: Recipe, now: Recipe, read: str | None, steps: str | None) -> Iterator[str]:
     wanted, found = (parts.HINTS.get(r.data.hint.kind).source for r in (own, now))
     if (read or found) != wanted:

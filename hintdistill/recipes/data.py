@@ -20,9 +20,10 @@ def one_of(known: Iterable[str], what: str) -> Any:
 
 
 class Rollout(Part):
-    """Who produced the tokens, as published; a run trains on recorded steps, and refuses a source that it does not have."""
+    """Whose rollouts the method is published on; a run trains on recorded steps, and log, card and `recipes show` say so."""
 
     source: Annotated[str, one_of(parts.ROLLOUTS, "rollout source")] = "traces"
+    """traces: recorded ones; student: those that the student samples while it trains."""
 
 
 class HintKind(Part):

@@ -7,7 +7,7 @@ from typing import Any
 
 from hintdistill.core.extensions import HINT_SOURCES
 from hintdistill.recipes import parts
-from hintdistill.recipes.changes import STEPS
+from hintdistill.recipes.changes import STEPS, rollouts
 from hintdistill.recipes.needs import every_weight, needs
 from hintdistill.recipes.schema import Recipe, Term, WeightSpec
 
@@ -25,7 +25,6 @@ PROMISE = {
     "yes": "yes",
     "conditional": "under a condition",
     "no": "not by the teacher's doing",
-    "n/a": "it trains nothing",
 }
 
 
@@ -94,7 +93,6 @@ SCORES = {
     "since_error": "the distance from the error",
     "token_id": "which token it is",
     "surprisal": "the student's surprise",
-    "tag": "whether it is of an action",
     "key_span": "whether it was done right there",
     "error_span": "whether it is quoted as the error",
 }
@@ -102,8 +100,6 @@ SCORES = {
 
 def trains_on(recipe: Recipe) -> str:
     """Say in plain words what a run trains with it: who the teacher is, what it reads, how they are compared, over what."""
-    if recipe.kind != "objective":
-        return f"trains nothing (a {recipe.kind})"
     who = WEIGHTS.get(recipe.teacher.update, recipe.teacher.update)
     context = HINT_SOURCES.get(parts.HINTS.get(recipe.data.hint.kind).source)
     reads = context.reads or f"what the hint source {context.name} writes"
@@ -155,7 +151,6 @@ def summary(recipe: Recipe) -> dict[str, Any]:
         "name": recipe.name,
         "verdict": recipe.verdict,
         "confidence": recipe.confidence,
-        "kind": recipe.kind,
         "title": recipe.title,
         "needs": [n.name for n in needs(recipe)],
     }
@@ -166,6 +161,7 @@ def document(recipe: Recipe) -> dict[str, Any]:
     return {
         **summary(recipe),
         "trains_on": trains_on(recipe),
+        "rollouts": rollouts(recipe),
         "formula": recipe.formula,
         "source": recipe.source,
         "confidence_means": CONFIDENCE[recipe.confidence],
@@ -185,8 +181,17 @@ def document(recipe: Recipe) -> dict[str, Any]:
 
 def settings(recipe: Recipe) -> dict[str, Any]:
     """Return the keys that can be set under `train.recipe`, as the recipe has them."""
-    keys = {"data", "views", "teacher", "terms", "coupling", "controllers"}
+    keys = {"data", "views", "teacher", "terms", "coupling"}
     return recipe.model_dump(mode="json", by_alias=True, include=keys, exclude_defaults=True)
+
+
+FORMER: dict[str, Any] = {"kind": "objective", "extra_needs": [], "controllers": []}
+"""Keys that recipes had until version 0.2, at the value that every run had: what was keyed with them is still found."""
+
+
+def content(recipe: Recipe) -> dict[str, Any]:
+    """Return everything of a recipe that a result is keyed by; an external model by its weights, which are not here."""
+    return FORMER | recipe.model_dump(mode="json", exclude={"teacher": {"model"}})
 
 
 def over_step(recipe: Recipe) -> list[str]:
@@ -235,6 +240,7 @@ def text(recipe: Recipe) -> str:
     promise = PROMISE[recipe.lowers_error] + (f": {recipe.lowers_error_why}" if recipe.lowers_error_why else "")
     rows = [
         ("trains on", trains_on(recipe)),
+        ("rollouts", rollouts(recipe)),
         ("formula", recipe.formula),
         ("source", recipe.source),
         ("confidence", f"{recipe.confidence}: {CONFIDENCE[recipe.confidence]}"),

@@ -33,6 +33,9 @@ REMOVED = {
     "data.hint.max_sentences": f"the critic's prompt bounds its hints; {_WORDS}",
     "data.hint.no_answer": f"the gate's check `leak` refuses such hints; {_WORDS}",
     "diagnostics": f"`hintdistill.objectives.diagnostics` has the functions; {_WORDS}",
+    "kind": "every recipe is an objective; docs/methods.md lists the methods that are not",
+    "extra_needs": "what a recipe needs follows from its other keys",
+    "controllers": "teacher.update=cgtr is the one controller that a training had; leave the key out",
 }
 """Key that recipes once had → what to write instead."""
 DEFAULT = "targeted"

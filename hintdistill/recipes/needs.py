@@ -18,20 +18,12 @@ HOW = {
     "union_support": "score with an engine that can gather (transformers)",
     "several_rollouts": "several traces of each task: rollout.sample.per_task=4; or train.outcome.baseline=round",
     "reward": "a reward on each trace",
-    "aided_rewards": "rewards of aided attempts",
-    "confidence": "a confidence per teacher",
     "hidden_states": "hidden states of student and teacher at the step's tokens",
     "external_teacher": "set train.recipe.teacher.model to another model with the same tokenizer; or train.recipe.teacher.update=initial",
-    "live_rollouts": "fresh rollouts; or set train.recipe.data.rollout.source=traces to train on the recorded ones",
-    "decoding": "generation inside training",
     "demonstrations": "a demonstration per task; or set train.recipe.data.hint.kind=feedback to use the critic's hints",
-    "action_tags": "action tags in the step's text",
-    "lookahead": "further teacher queries per token",
     "token_set": "set train.recipe.terms.<term>.support.token_ids",
     "frozen_ids": "list them: train.recipe.terms.<term>.weights=[{score: token_id, shape: freeze, ids: [...]}]; "
     "objectives.diagnostics.rock_tokens finds them",
-    "teacher_training": "a training of the teacher itself",
-    "controllers": "controllers in the training loop",
 }
 """What to do about each need."""
 
@@ -57,30 +49,16 @@ def needs(recipe: Recipe) -> list[Need]:
         for name in names:
             found.setdefault(name, why)
 
-    for name in recipe.extra_needs:
-        add([name], recipe.title)
     add(parts.HINTS.get(recipe.data.hint.kind).needs, f"data.hint.kind is {recipe.data.hint.kind}")
-    source = recipe.data.rollout.source
-    if source in ("guided", "teacher_prefix", "blend", "retry"):
-        add(["live_rollouts"], f"data.rollout.source is {source}")
-    if source == "resample_suffix":
-        add(["decoding"], "data.rollout.source is resample_suffix")
     teacher = TEACHERS.get(recipe.teacher.update)
     add(teacher.all_needs, f"teacher.update is {teacher.name}")
-    # the teacher rule of that name is its own controller
-    if others := [c for c in recipe.controllers if c != teacher.controller]:
-        add(["controllers"], f"controllers: {', '.join(others)}")
     if teacher.weights == "round_start" and "initial" in recipe.used_names("hint"):
         add(
             ["in_step_teacher"],
             "the view initial is not the stored plain view of a teacher that starts again in each round",
         )
     if recipe.coupling.kind != "none":
-        # no training plays an attempt again with aid
-        add(
-            ["aided_rewards" if recipe.coupling.kind == "reward_decay" else "reward"],
-            f"coupling.kind is {recipe.coupling.kind}",
-        )
+        add(["reward"], f"coupling.kind is {recipe.coupling.kind}")
         if recipe.coupling.kind in ("additive", "adv_mul", "adv_add"):
             add(["several_rollouts"], "an advantage compares rollouts with each other")
     for rows in get_args(TargetKind):
@@ -159,11 +137,6 @@ def missing(recipe: Recipe, available: Collection[str]) -> list[Need]:
 
 def require_met(recipe: Recipe, available: Collection[str]) -> None:
     """Raise ConfigError naming every missing piece, why it is needed and what would meet it."""
-    if recipe.kind != "objective":
-        raise ConfigError(
-            f"the recipe {recipe.name} is a {recipe.kind} and trains nothing",
-            hint=f"`hintdistill recipes show {recipe.name}` says where it is used",
-        )
     lacking = missing(recipe, available)
     if lacking:
         text = "; ".join(f"{n.name} ({n.why}): {n.how}" for n in lacking)

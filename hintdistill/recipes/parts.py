@@ -41,19 +41,13 @@ SCORES: dict[str, tuple[str, ...]] = {
 }
 """Computed scores, with the views they read beside student and target."""
 FACTS: dict[str, tuple[str, ...]] = {
-    "turn_is_target": (),
     "in_quote": (),
     "since_error": (),
-    "confidence": ("confidence",),
     "reward": ("reward",),
     "advantage": ("reward", "several_rollouts"),
     "group_acc": ("reward", "several_rollouts"),
-    "tag": ("action_tags",),
-    "lookahead": ("lookahead",),
-    "lagged": ("controllers",),
     "key_span": ("reward",),
     "error_span": (),
-    "on_policy": ("live_rollouts",),
     "rollout_ppl_S": ("reward",),
     "rollout_ppl_T": ("reward",),
 }
@@ -62,39 +56,8 @@ FACTS: dict[str, tuple[str, ...]] = {
 SET_SCORES = frozenset({"rollout_ppl_S", "rollout_ppl_T"})
 """Facts that say a set's values of each token, [N, M]."""
 
-COUPLINGS = ("none", "additive", "adv_mul", "adv_add", "row_route", "reward_decay")
-CONTROLLERS = (
-    "cgtr",
-    "kat_buffer",
-    "adwin_window",
-    "prune_length",
-    "entropy_length_curriculum",
-    "trb_budget",
-    "lambda_cliff_guard",
-)
-DIAGNOSTICS = (
-    "preflight_gap",
-    "locality",
-    "error_token_prob",
-    "harm_rate",
-    "length_tail",
-    "kept_fraction",
-    "geometry",
-    "fidelity_by_position",
-    "lambda_cliff",
-    "top_k_mass",
-)
-ROLLOUTS = (
-    "traces",
-    "student",
-    "guided",
-    "teacher_prefix",
-    "blend",
-    "truncate",
-    "retry",
-    "resample_suffix",
-    "none",
-)
+COUPLINGS = ("none", "additive", "adv_mul", "adv_add", "row_route")
+ROLLOUTS = ("traces", "student")
 OWN_CONTEXTS = ("plain", "hint")
 """Contexts of a view that no maker makes for it: what the student read, and what the recipe's teacher reads."""
 NORMALISERS = ("kept", "all", "mean1", "per_row")

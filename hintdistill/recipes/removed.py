@@ -58,7 +58,7 @@ NOT_BUILT: dict[str, NotBuilt] = {
         "arXiv 2605.08737",
         "the teacher's modal probability on structural tokens, measured during training, and the bound λ*",
         "no run measures it, so there would be no guard",
-        "the extrapolated target without a guard: the recipe `exopd`; the bound is `objectives.controllers.cliff_lambda`",
+        "the extrapolated target without a guard: the recipe `exopd`; the bound is `objectives.diagnostics.cliff_lambda`",
     ),
     "geometry": NotBuilt(
         "Geometry of on-policy distillation",

@@ -187,7 +187,6 @@ class Recipe(Part):
 
     name: str
     title: str
-    kind: Literal["objective", "diagnostic", "filter", "data", "rationale"] = "objective"
     formula: str
     source: str
     confidence: str
@@ -199,29 +198,24 @@ class Recipe(Part):
     """Which figures or forms are ours."""
     changed: str = ""
     """What of the method it does not do; empty if it runs as itself. docs/methods.md."""
-    lowers_error: Literal["yes", "conditional", "no", "n/a"]
+    lowers_error: Literal["yes", "conditional", "no"]
     """Whether one step lowers a sampled error token that the teacher lowers: wherever it is sampled, only under a condition, or
     not by the teacher's doing. The reason is in `lowers_error_why`."""
     lowers_error_why: str = ""
     note: str = ""
     mechanism: tuple[str, ...] = ()
     """For what is carried over: where it lives, as `module.name`."""
-    extra_needs: tuple[str, ...] = ()
-    """Needs that no key shows, e.g. `teacher_training`; the names of `recipes.needs.HOW`."""
     data: Data = Data()
     views: dict[str, View] = Field(default_factory=dict)
     teacher: TeacherRule = TeacherRule()
     terms: dict[str, Term] = Field(default_factory=dict)
     coupling: Coupling = Coupling()
-    controllers: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _sound(self) -> Recipe:
         if SAMPLER in self.views:
             raise ValueError(f"a view may not be called `{SAMPLER}`: that is the policy that sampled the tokens")
-        for name in self.controllers:
-            require(name, parts.CONTROLLERS, "controller")
-        if self.kind == "objective" and not self.terms:
+        if not self.terms:
             raise ValueError("an objective needs at least one term")
         for name, term in self.terms.items():
             self._check_views(name, term)

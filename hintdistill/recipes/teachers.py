@@ -24,8 +24,6 @@ class Teacher:
     """Whether it reads the student on held-out findings (`Follower.read`); a run without any is then refused."""
     needs: tuple[str, ...] = ()
     """What a run needs for it beyond what its weights ask for, names of `recipes.needs.HOW`."""
-    controller: str | None = None
-    """The controller of a recipe that the rule is itself."""
 
     def __post_init__(self) -> None:
         if (self.weights == "follows") != (self.follow is not None):
@@ -53,7 +51,7 @@ _SHIPPED = (
     Teacher("live", "live"),
     Teacher("ema", "follows", f"{_WHERE}:running_average"),
     Teacher("periodic", "follows", f"{_WHERE}:periodic_copy"),
-    Teacher("cgtr", "follows", f"{_WHERE}:earned_copy", reads_heldout=True, controller="cgtr"),
+    Teacher("cgtr", "follows", f"{_WHERE}:earned_copy", reads_heldout=True),
     Teacher("external", "external"),
 )
 TEACHERS: Registry[Teacher] = Registry("teacher rule", Teacher, {t.name: t for t in _SHIPPED})

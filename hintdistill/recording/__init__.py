@@ -1,4 +1,5 @@
-"""Recorders: what an agent's framework says of its model calls, written as traces while the agent runs. Torch-free.
+"""Recorders: they write the model calls of an agent's framework as traces while the agent runs. This package does not
+import torch.
 
-A recorder never breaks the agent: whatever goes wrong in it is counted, said once as a warning, and left behind.
+A recorder never breaks the agent: any error in it is counted, reported once as a warning, and otherwise ignored.
 """

@@ -1,4 +1,4 @@
-"""What a framework hands over, as JSON: objects with `model_dump` and values of any other kind."""
+"""Convert a framework's values to JSON: objects with `model_dump`, and values of any other kind."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def jsonable(value: Any) -> Any:
-    """Return a copy that JSON can hold. What has no JSON form stands as its text. Raises whatever an object's
+    """Return a copy that JSON can represent. A value without a JSON form becomes its text. Raises whatever an object's
     `model_dump` raises."""
     if value is None or isinstance(value, bool | int | str):
         return value
@@ -23,5 +23,5 @@ def jsonable(value: Any) -> Any:
 
 
 def _left_out(value: Any) -> bool:
-    """Return whether a value is a package's mark of an argument that was not given."""
+    """Return whether a value is a package's marker for an argument that was not given."""
     return type(value).__name__ in ("NotGiven", "Omit")

@@ -21,7 +21,7 @@ OPTIONS = ("model", "model_name", "temperature", "top_p", "seed")
 
 
 class HintdistillCallback(BaseCallbackHandler):
-    """Writes a record at the end of every call of a chat model."""
+    """Write a record at the end of every call of a chat model."""
 
     raise_error = False
 
@@ -32,7 +32,7 @@ class HintdistillCallback(BaseCallbackHandler):
     def on_chat_model_start(
         self, serialized: dict[str, Any], messages: list[list[BaseMessage]], *, run_id: UUID, **kwargs: Any
     ) -> None:
-        """Note what a chat model is asked. Never raises."""
+        """Store the input of a chat model. Never raises."""
         try:
             options = kwargs.get("invocation_params") or {}
             known = {k: options[k] for k in OPTIONS if options.get(k) is not None}
@@ -44,7 +44,7 @@ class HintdistillCallback(BaseCallbackHandler):
             self.sink.failed(error)
 
     def on_llm_end(self, response: LLMResult, *, run_id: UUID, **kwargs: Any) -> None:
-        """Record what it answered. Never raises."""
+        """Record the model's answer. Never raises."""
         with self._lock:
             asked = self._asked.pop(run_id, None)
         if asked is None:
@@ -57,7 +57,7 @@ class HintdistillCallback(BaseCallbackHandler):
             self.sink.failed(error)
 
     def on_llm_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
-        """Forget what was asked: there is no answer to record."""
+        """Discard the stored input, because there is no answer to record."""
         with self._lock:
             self._asked.pop(run_id, None)
 

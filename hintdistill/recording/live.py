@@ -1,8 +1,9 @@
-"""Conversations as they grow: each is one trace in the native format, in a file that is replaced whole after every model call.
+"""Growing conversations: each is one trace in the native format, in a file that is rewritten as a whole after every
+model call.
 
-A call repeats the conversation so far. What it adds is told by a running hash over its messages, so that every turn keeps the token
-ids and log-probabilities of the call that said it, and a turn that two conversations share is the student's own in the first one and
-given in the other.
+A call repeats the conversation so far. A running hash over the messages identifies the new part, so that every turn
+keeps the token ids and log-probabilities of the call that produced it, and a turn shared by two conversations is the
+student's own in the first one and given in the other.
 """
 
 from __future__ import annotations
@@ -22,28 +23,28 @@ from hintdistill.traces.registry import recognise
 from hintdistill.traces.repeats import marks_of
 
 KNOWN = 1024
-"""Conversations that may go on; an older one that goes on is begun again."""
+"""Number of conversations that may continue; an older one that continues is started again."""
 
 
 @dataclass
 class _Growing:
-    """One conversation and its file."""
+    """Hold one conversation and its file."""
 
     path: Path
     messages: tuple[Message, ...]
 
 
 class LiveTraces:
-    """The conversations of one sink. Not safe to use from several threads by itself."""
+    """Manage the conversations of one sink. Not safe to use from several threads by itself."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.folder, self.name = folder, name
         self.begun = 0
-        """Conversations begun."""
+        """Number of conversations begun."""
         self._known: OrderedDict[int, tuple[_Growing, int]] = OrderedDict()
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """Take up one model call. Raises TraceError if it is not one, OSError if it cannot be written."""
+        """Add one model call. Raises TraceError if the record is not one, OSError if it cannot be written."""
         found = recognise(record)
         if found is None:
             raise TraceError("the record is not a model call")

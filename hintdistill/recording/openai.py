@@ -1,6 +1,6 @@
-"""A client of the openai package that records every call, synchronous or not, streamed or not.
+"""Record every call of a client of the openai package, synchronous or not, streamed or not.
 
-Token ids and log-probabilities are recorded if the server gives them. vLLM does when it is asked: `ask_ids=True` adds
+Token ids and log-probabilities are recorded if the server returns them. vLLM does so on request: `ask_ids=True` adds
 `return_token_ids` and `logprobs` to every chat completion.
 """
 
@@ -17,7 +17,7 @@ from hintdistill.recording.sink import TraceSink
 
 Client = TypeVar("Client")
 KNOWN_RESPONSES = 256
-"""Responses whose items are remembered for `previous_response_id`."""
+"""Number of responses whose items are remembered for `previous_response_id`."""
 
 
 def record_openai(
@@ -27,8 +27,8 @@ def record_openai(
 
     Args:
         client: an `OpenAI` or `AsyncOpenAI` object; its methods `create` are replaced.
-        ask_ids: ask for token ids and log-probabilities; only for servers that know `return_token_ids`.
-        about: what else is in every record: `task_id`, `reward`, ...
+        ask_ids: request token ids and log-probabilities; only for servers that know `return_token_ids`.
+        about: further fields of every record: `task_id`, `reward`, ...
     """
     recorder = _Recorder(sink, dict(about or {}))
     for path, asked, record in (
@@ -53,7 +53,8 @@ def _recorded(
     record: Callable[[Any, Any], None],
     sink: TraceSink,
 ) -> Callable[..., Any]:
-    """`create` with a record of what it was asked and gave. Its errors are the caller's, a recorder's error is not."""
+    """Wrap `create` so that its input and output are recorded. Its own errors reach the caller; errors of the recorder
+    do not."""
 
     def begin(options: dict[str, Any]) -> Any:
         try:
@@ -97,35 +98,35 @@ def _recorded(
 
 
 class _Recorder:
-    """Makes records of requests and answers."""
+    """Make records from requests and answers."""
 
     def __init__(self, sink: TraceSink, about: dict[str, Any]) -> None:
         self.sink, self.about = sink, about
         self._items: OrderedDict[str, list[Any]] = OrderedDict()
 
     def asking(self, options: dict[str, Any]) -> dict[str, Any]:
-        """Return the options of a chat completion with the question for ids and log-probabilities."""
+        """Return the options of a chat completion with the request for ids and log-probabilities added."""
         body = {"return_token_ids": True, **(options.get("extra_body") or {})}
         return {"logprobs": True, **options, "extra_body": body}
 
     def chat(self, request: dict[str, Any], answer: Any) -> None:
-        """One chat completion, or the chunks of one."""
+        """Record one chat completion, or the chunks of one."""
         response = _from_chunks(answer) if isinstance(answer, list) else jsonable(answer)
         self.sink.call({**self.about, "request": request, "response": response})
 
     def response(self, request: dict[str, Any], answer: Any) -> None:
-        """One response, or the events of one; what `previous_response_id` stands for is put in its place."""
+        """Record one response, or the events of one; items behind `previous_response_id` are inserted."""
         if isinstance(answer, list):
             answer = next((e.response for e in reversed(answer) if hasattr(e, "response")), None)
             if answer is None:
-                raise ValueError("a stream of a response without the response")
+                raise ValueError("the stream of a response did not contain the response")
         body = jsonable(answer)
         given = request.get("input", [])
         read = [{"role": "user", "content": given}] if isinstance(given, str) else list(given)
         before = request.get("previous_response_id")
         if before is not None:
             if before not in self._items:
-                raise ValueError(f"the response {before} that this one continues was not recorded")
+                raise ValueError(f"the response {before}, which this one continues, was not recorded")
             read = [*self._items[before], *read]
         self._items[body["id"]] = [*read, *body.get("output", [])]
         while len(self._items) > KNOWN_RESPONSES:
@@ -136,7 +137,7 @@ class _Recorder:
 
 
 class _Stream:
-    """A stream that gives its chunks on and keeps them; at its end they are recorded."""
+    """Pass on the chunks of a stream and keep them; at the end of the stream they are recorded."""
 
     def __init__(self, stream: Any, end: Callable[[Any], None]) -> None:
         self._stream, self._end, self._chunks = stream, end, list[Any]()
@@ -168,7 +169,7 @@ class _Stream:
 
 
 class _AsyncStream:
-    """The same of an asynchronous stream."""
+    """Do the same for an asynchronous stream."""
 
     def __init__(self, stream: Any, end: Callable[[Any], None]) -> None:
         self._stream, self._end, self._chunks = stream, end, list[Any]()
@@ -200,7 +201,7 @@ class _AsyncStream:
 
 
 def _from_chunks(chunks: list[Any]) -> dict[str, Any]:
-    """Return the chat completion that chunks add up to."""
+    """Return the chat completion that the chunks form together."""
     whole: dict[str, Any] = {}
     choices: dict[int, dict[str, Any]] = {}
     for chunk in map(jsonable, chunks):

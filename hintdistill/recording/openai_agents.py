@@ -3,7 +3,8 @@
     from agents import add_trace_processor
     add_trace_processor(HintdistillProcessor(TraceSink("traces")))
 
-Spans of chat completions do not say which tools the agent had: `tools` gives their schemas. Spans of responses do.
+Spans of chat completions do not contain the agent's tools: `tools` gives their schemas. Spans of responses contain
+them.
 """
 
 from __future__ import annotations
@@ -18,23 +19,23 @@ from hintdistill.recording.sink import TraceSink
 
 
 class HintdistillProcessor(TracingProcessor):
-    """Writes a record at the end of every model call."""
+    """Write a record at the end of every model call."""
 
     def __init__(self, sink: TraceSink, tools: Sequence[Any] = ()) -> None:
-        """`tools`: schemas of the agent's tools, or the SDK's own function tools."""
+        """Store the arguments; `tools` are schemas of the agent's tools, or the SDK's own function tools."""
         self.sink, self.tools = sink, [_schema(t) for t in tools]
 
     def on_trace_start(self, trace: Trace) -> None:
-        """Nothing is known yet."""
+        """Do nothing: no data is available yet."""
 
     def on_trace_end(self, trace: Trace) -> None:
-        """Everything is on disk already."""
+        """Do nothing: everything is already on disk."""
 
     def on_span_start(self, span: Span[Any]) -> None:
-        """Nothing is known yet."""
+        """Do nothing: no data is available yet."""
 
     def on_span_end(self, span: Span[Any]) -> None:
-        """Record a model call; other spans are none. Never raises."""
+        """Record a model call; other spans are ignored. Never raises."""
         try:
             data = span.span_data
             if span.error is None and data.type == "generation" and data.output:
@@ -45,10 +46,10 @@ class HintdistillProcessor(TracingProcessor):
             self.sink.failed(error)
 
     def shutdown(self) -> None:
-        """Nothing waits."""
+        """Do nothing: no write is pending."""
 
     def force_flush(self) -> None:
-        """Nothing waits."""
+        """Do nothing: no write is pending."""
 
     def _chat(self, trace_id: str, data: Any) -> None:
         output = list(jsonable(data.output))

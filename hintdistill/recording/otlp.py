@@ -1,4 +1,4 @@
-"""OTLP/HTTP bodies, JSON or protobuf, as the JSON that the reader of spans takes."""
+"""Convert OTLP/HTTP bodies, JSON or protobuf, to the JSON that the reader of spans accepts."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ JSON_TYPE, PROTOBUF_TYPE = "application/json", "application/x-protobuf"
 
 
 def decode(body: bytes, content_type: str, encoding: str = "", max_bytes: int = 1 << 30) -> dict[str, Any]:
-    """Return the request as OTLP's JSON: ids in hexadecimal digits.
+    """Return the request as OTLP's JSON, with ids as hexadecimal digits.
 
     Raises:
-        TraceError: the body is no OTLP request of that type, or larger than `max_bytes` when it is unpacked.
-        ConfigError: it is protobuf, and `opentelemetry-proto` is not installed.
+        TraceError: the body is not an OTLP request of that type, or is larger than `max_bytes` when unpacked.
+        ConfigError: the body is protobuf, but `opentelemetry-proto` is not installed.
     """
     body = unpacked(body, encoding, max_bytes)
     if content_type.startswith(PROTOBUF_TYPE):
@@ -29,16 +29,16 @@ def decode(body: bytes, content_type: str, encoding: str = "", max_bytes: int = 
     except (ValueError, RecursionError) as error:
         raise TraceError(f"the body is not JSON: {error}") from None
     if not isinstance(value, dict) or not isinstance(value.get("resourceSpans"), list):
-        raise TraceError("the body is not an OTLP trace request: it has no list `resourceSpans`")
+        raise TraceError("the body is not an OTLP trace request: the list `resourceSpans` is missing")
     return value
 
 
 def unpacked(body: bytes, encoding: str, max_bytes: int) -> bytes:
-    """Return the body without its gzip. Raises TraceError if it is not one, or unpacks to more than `max_bytes`."""
+    """Return the body after undoing gzip. Raises TraceError if it is not gzip, or unpacks to more than `max_bytes`."""
     if encoding in ("", "identity"):
         return body
     if encoding != "gzip":
-        raise TraceError(f"the content encoding {encoding!r} is not understood; gzip is")
+        raise TraceError(f"the content encoding {encoding!r} is not supported; use gzip")
     try:
         unpacker = zlib.decompressobj(16 + zlib.MAX_WBITS)
         out = unpacker.decompress(body, max_bytes + 1)

@@ -1,4 +1,5 @@
-"""Where recorders write: a folder that `traces.path` can name. What a call has handed over is on disk when it returns."""
+"""The destination of recorders: a folder that `traces.path` can name. The data of a call is on disk when the call
+returns."""
 
 from __future__ import annotations
 
@@ -16,22 +17,22 @@ from hintdistill.recording.live import LiveTraces
 
 
 class RecordingWarning(UserWarning):
-    """A model call could not be recorded; the agent went on."""
+    """Warn that a model call could not be recorded; the agent continued."""
 
 
 class TraceSink:
-    """Writes to files of its own: `trace-…` for each conversation, `calls-…` for records as they come, `spans-…` for spans.
+    """Write to separate files: `trace-…` for each conversation, `calls-…` for records as received, `spans-…` for spans.
 
-    Safe to use from several threads. Another process, or another sink, has files of its own.
+    It is safe to use from several threads. Every other process or sink has its own files.
     """
 
     def __init__(self, folder: str | Path) -> None:
-        """Make the folder. Raises ConfigError if it cannot be written to."""
+        """Create the folder. Raises ConfigError if it is not writable."""
         self.folder = Path(folder)
         self.written = 0
-        """Records on disk."""
+        """Number of records on disk."""
         self.lost = 0
-        """Model calls that a recorder could not write; see `failed`."""
+        """Number of model calls that a recorder could not write; see `failed`."""
         self._lock = threading.Lock()
         self._name = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{os.getpid()}-{id(self):x}"
         self._live = LiveTraces(self.folder, self._name)
@@ -43,11 +44,11 @@ class TraceSink:
             raise ConfigError(f"traces cannot be recorded in {self.folder}: {error}") from error
 
     def path(self, kind: str = "calls") -> Path:
-        """Return the file of this sink for one kind of records."""
+        """Return this sink's file for one kind of records."""
         return self.folder / f"{kind}-{self._name}.jsonl"
 
     def call(self, record: Mapping[str, Any]) -> None:
-        """Take up one model call in its conversation; one that cannot be read is kept as a record as it came.
+        """Add one model call to its conversation; a call that cannot be read is kept as received.
 
         Raises OSError, TypeError or ValueError if it cannot be written.
         """
@@ -71,7 +72,7 @@ class TraceSink:
             self.written += 1
 
     def failed(self, error: BaseException) -> None:
-        """Count a record that could not be made or written, and warn. Never raises, also where warnings are errors."""
+        """Count a record that could not be made or written, and warn. Never raises, even if warnings are errors."""
         with self._lock:
             self.lost += 1
             first = self.lost == 1

@@ -1,7 +1,7 @@
-"""6. report: run folder → HTML, JSON, terminal.
+"""Turn a run folder into HTML, JSON and terminal output (6. report).
 
-`build` turns rows into one plain document; everything else only shows that document. All trace text is escaped: in HTML
-by the template engine, in the terminal by `printable`.
+`build` turns rows into one plain document; all other modules only display that document. All trace text is escaped: in
+HTML by the template engine, in the terminal by `printable`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ _PERHAPS = re.compile(r"[^\n\t -~]")
 
 
 def printable(text: str) -> str:
-    """Text whose control characters (terminal sequences, bidirectional overrides) are shown instead of obeyed.
+    """Return the text with control characters (terminal sequences, bidirectional overrides) made visible, so that they
+    have no effect.
 
-    They become JSON escapes, so that a JSON document stays the same document.
+    They become JSON escapes, so that a JSON document keeps its meaning.
     """
     return _PERHAPS.sub(lambda m: _shown(m.group()), text)
 

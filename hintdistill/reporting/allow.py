@@ -1,7 +1,8 @@
-"""Rules that say what of a document may leave; whatever no rule names is left out.
+"""Rules for the parts of a document that may be shared; everything without a rule is left out.
 
-A rule takes a value and the names given so far, and returns what leaves of it, or `LEFT_OUT`. Words leave only if they are
-of a list written in the code; any other name is replaced by a number, the same one each time in one document.
+A rule takes a value and the names given so far, and returns the shareable part of the value, or `LEFT_OUT`. Words are
+shared only if they are on a list in the code; any other name is replaced by a number, which is the same throughout one
+document.
 """
 
 from __future__ import annotations
@@ -12,18 +13,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 BLANK = "▯"
-"""Stands where text was."""
+"""Replaces text."""
 LEFT_OUT = object()
 
 
 @dataclass
 class Names:
-    """The numbers that stand for names, by kind, in the order in which the names come."""
+    """Assign numbers to names of each kind, in the order in which they occur."""
 
     given: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def of(self, kind: str, name: str) -> str:
-        """`kind-1` for the first name of a kind, `kind-2` for the second; the same for the same name."""
+        """Return `kind-1` for the first name of a kind, `kind-2` for the second, and the same result for the same
+        name."""
         mine = self.given.setdefault(kind, {})
         return mine.setdefault(name, f"{kind}-{len(mine) + 1}")
 
@@ -32,12 +34,12 @@ Rule = Callable[[Any, Names], Any]
 
 
 def number(value: Any, names: Names) -> Any:
-    """Let a number, a truth value or None pass; anything else becomes None."""
+    """Return a number, a truth value or None unchanged; anything else becomes None."""
     return value if isinstance(value, bool | int | float) else None
 
 
 def text(value: Any, names: Names) -> Any:
-    """Replace a text by the blank, whatever it is."""
+    """Replace any text by the blank."""
     return BLANK
 
 
@@ -47,12 +49,12 @@ def text_or_none(value: Any, names: Names) -> Any:
 
 
 def nothing(value: Any, names: Names) -> Any:
-    """Replace a value by None: the key is kept for the page's sake."""
+    """Replace a value by None; the page needs the key."""
     return None
 
 
 def how_many(what: str) -> Rule:
-    """Replace a list by one line that says how long it is."""
+    """Replace a list by one line with its length."""
 
     def rule(value: Any, names: Names) -> Any:
         return [f"{len(value)} {what}, left out here"] if isinstance(value, list) and value else []
@@ -70,7 +72,8 @@ def numbered(kind: str) -> Rule:
 
 
 def word(kind: str, known: Collection[str] | Callable[[], Collection[str]]) -> Rule:
-    """Let the known words pass; any other becomes a number of its kind. `known` may be a function, called when needed."""
+    """Return known words unchanged; any other word becomes a number of its kind. `known` may be a function, which is
+    called when needed."""
 
     def rule(value: Any, names: Names) -> Any:
         words = known() if callable(known) else known
@@ -80,7 +83,7 @@ def word(kind: str, known: Collection[str] | Callable[[], Collection[str]]) -> R
 
 
 def head(separator: str, rule: Rule) -> Rule:
-    """Apply a rule to what is before the separator; the rest of the text is left out."""
+    """Apply a rule to the text before the separator; the rest is left out."""
 
     def of_head(value: Any, names: Names) -> Any:
         return rule(str(value).partition(separator)[0], names)
@@ -89,7 +92,7 @@ def head(separator: str, rule: Rule) -> Rule:
 
 
 def matching(pattern: str) -> Rule:
-    """Let a text pass that is of this form as a whole, e.g. a hash; anything else becomes None."""
+    """Return a text unchanged if all of it has this form, e.g. a hash; anything else becomes None."""
 
     def rule(value: Any, names: Names) -> Any:
         return value if isinstance(value, str) and re.fullmatch(pattern, value, re.ASCII) else None
@@ -98,7 +101,8 @@ def matching(pattern: str) -> Rule:
 
 
 def record(**rules: Rule) -> Rule:
-    """Keep the named keys of a mapping, each by its rule. None stays None; what has none of the keys is left out."""
+    """Keep the named keys of a mapping, each by its rule. None stays None; a value without any of the keys is left
+    out."""
 
     def rule(value: Any, names: Names) -> Any:
         if not isinstance(value, dict):
@@ -111,7 +115,7 @@ def record(**rules: Rule) -> Rule:
 
 
 def table(key: Rule, entry: Rule) -> Rule:
-    """Keep a mapping with free keys, each key and each entry by its rule."""
+    """Keep a mapping with free keys, applying a rule to each key and each entry."""
 
     def rule(value: Any, names: Names) -> Any:
         if not isinstance(value, dict):
@@ -123,7 +127,7 @@ def table(key: Rule, entry: Rule) -> Rule:
 
 
 def each(entry: Rule) -> Rule:
-    """Keep a list, each item by the rule; anything but a list is left out."""
+    """Keep a list, applying the rule to each item; anything but a list is left out."""
 
     def rule(value: Any, names: Names) -> Any:
         if not isinstance(value, list):

@@ -1,6 +1,6 @@
-"""Rows → the report document.
+"""Build the report document from a run's rows.
 
-The document is versioned and described in `docs/report.md`. Probabilities are of sampled tokens; effects are nats.
+The document is versioned and described in `docs/report.md`. Probabilities refer to sampled tokens; effects are in nats.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ from hintdistill.rollouts.evaluate import Evaluation
 
 @dataclass(frozen=True)
 class ReportInput:
-    """Everything a report is made from; what a run has not produced is empty. Rows may stay on disk: they are walked in order."""
+    """Hold everything that a report is made from; values that a run has not produced are empty. Rows may stay on disk,
+    and are read in order."""
 
     manifest: Mapping[str, Any]
     trace_rows: Sequence[Mapping[str, Any]]
@@ -50,40 +51,41 @@ class ReportInput:
     injection_rows: Sequence[Mapping[str, Any]]
     failures: Sequence[Mapping[str, Any]]
     targets: Sequence[Target]
-    """Stored ones are read part by part."""
+    """Targets; stored ones are read part by part."""
     injections: Mapping[str, Injection]
     """Injection by target key."""
     contexts: Mapping[str, tuple[str, str]]
-    """By target key, the end of the context's text above the hint, and what is between hint and step."""
+    """By target key: the end of the context's text above the hint, and the text between hint and step."""
     trained: Sequence[str]
-    """Keys of the targets trained on."""
+    """Keys of the targets that were trained on."""
     train_summary: Mapping[str, Any] | None
     after: Mapping[str, After]
-    """By key of a hint's or twin's target, what the corrected student says of its step."""
+    """By key of a hint's or twin's target: the corrected student's score of its step."""
     evaluations: Mapping[str, Mapping[str, Evaluation]]
     """By split, then `before` and `after`."""
     off_target: Mapping[str, Movement]
     warnings: Sequence[str] = field(default_factory=list)
     twin_counts: Mapping[str, Any] | None = None
-    """Numbers about the twins that were made and dropped; see `pipeline.twins.counts`. None if none were asked for."""
+    """Counts of twins made and dropped; see `pipeline.twins.counts`. None if no twins were requested."""
     twin_items: Mapping[str, TwinItem] = field(default_factory=dict)
-    """By key of the twin's target."""
+    """Twins by the key of their target."""
     holds: Mapping[str, Any] | None = None
-    """Number of hold traces, and what was not one by reason; None if none were asked for."""
+    """Number of hold traces, and of failed records by reason; None if there is no hold section."""
     controls: Mapping[str, Any] | None = None
     """The document of `hintdistill controls`, if it was run."""
     folder: Path | None = None
-    """The run folder, for its name and the command that runs it again."""
+    """The run folder, for its name and the command that repeats the run."""
     owed: int | None = None
-    """Traces whose critique another try may still give; None if it is not known."""
+    """Traces whose critique may succeed in another attempt; None if unknown."""
     episodes: Sequence[Mapping[str, Any]] = ()
-    """Rows of episodes.jsonl that the evaluations were counted from."""
+    """Rows of episodes.jsonl on which the evaluations are based."""
     readings: Sequence[Mapping[str, Any]] = ()
     """Rows of the training's metrics.jsonl; empty if this run trained nothing."""
     tripwires: Sequence[Mapping[str, Any]] | None = None
-    """Bounds that training crossed: `step`, `tripwire`, `value`, `bound`; None if this run trained nothing."""
+    """Bounds that training exceeded: `step`, `tripwire`, `value`, `bound`; None if this run trained nothing."""
     decode: Decode | None = None
-    """Text of token ids; without it findings name neither the hint's own tokens nor most likely continuations."""
+    """Converts token ids to text; without it findings contain neither the hint's own tokens nor the most likely
+    continuations."""
 
 
 def build(data: ReportInput) -> dict[str, Any]:
@@ -145,8 +147,8 @@ def build(data: ReportInput) -> dict[str, Any]:
 
 
 def gate_of(config: Mapping[str, Any]) -> GateSection:
-    """Return the gate's settings, with the recipe's word on whether there is one where the run's own configuration has
-    none."""
+    """Return the gate's settings; if the run's own configuration does not say whether there is a gate, the recipe
+    decides."""
     gate = GateSection.model_validate(config["rescore"]["gate"])
     if gate.enabled is not None:
         return gate
@@ -155,7 +157,7 @@ def gate_of(config: Mapping[str, Any]) -> GateSection:
 
 
 def recipe_said(config: Mapping[str, Any]) -> dict[str, str]:
-    """Say of a run's configuration what its recipe is: `name`, `called` (what was changed of it), and what it `lowers_error`, with
+    """Describe the recipe of a run's configuration: `name`, `called` (its changes), and whether it `lowers_error`, with
     the reason."""
     recipe = TrainSection.model_validate(config["train"]).effective_recipe
     why = f": {recipe.lowers_error_why}" if recipe.lowers_error_why else ""
@@ -165,7 +167,7 @@ def recipe_said(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _about(data: ReportInput) -> dict[str, Any]:
-    """Name, date, command, data and hash of the configuration, by which a reader finds a run again."""
+    """Return name, date, command, data and configuration hash, which identify a run."""
     config = data.manifest["config"]
     plain = {**config, "run": {k: v for k, v in config["run"].items() if k != "dir"}}
     path = config["traces"]["path"]
@@ -180,7 +182,7 @@ def _about(data: ReportInput) -> dict[str, Any]:
 
 
 def _train(data: ReportInput) -> dict[str, Any] | None:
-    """Return the training's summary, and the bounds it crossed if they are known."""
+    """Return the training's summary, and the bounds it exceeded if they are known."""
     if not data.train_summary:
         return None
     crossed = {} if data.tripwires is None else {"tripwires": [dict(c) for c in data.tripwires]}
@@ -188,7 +190,7 @@ def _train(data: ReportInput) -> dict[str, Any] | None:
 
 
 def _read_hints(data: ReportInput, twins: Mapping[str, list[dict[str, Any]]]) -> tuple[list[ScoredHint], Entries]:
-    """Return every hint's facts and its part of the document, in order; whole targets are let go again one by one."""
+    """Return every hint's facts and its part of the document, in order; whole targets are released one by one."""
     hints = of_kind(data.targets, "hint")
     gate = GateSection.model_validate(data.manifest["config"]["rescore"]["gate"])
     collected = Collected(len(hints))
@@ -219,7 +221,7 @@ def _read_hints(data: ReportInput, twins: Mapping[str, list[dict[str, Any]]]) ->
 
 
 def _gate(scored: Sequence[ScoredHint], gate: GateSection) -> dict[str, Any]:
-    """Return the gate's settings, and how many placebos pass."""
+    """Return the gate's settings, and the number of placebos that pass."""
     passed = [found for s in scored for found in s.placebos_pass]
     return {
         "null_pass_rate": mean(passed),
@@ -233,7 +235,7 @@ def _gate(scored: Sequence[ScoredHint], gate: GateSection) -> dict[str, Any]:
 
 
 def funnel(data: ReportInput, scored: Sequence[ScoredHint]) -> dict[str, Any]:
-    """Counts by stage and reason."""
+    """Return the counts by stage and reason."""
     trained, hints = set(data.trained), [s.head for s in scored]
     left = Counter(
         "holdout" if t.split == "holdout" else f"fidelity_{t.fidelity}"
@@ -284,7 +286,7 @@ def _rescored(data: ReportInput, scored: Sequence[ScoredHint]) -> dict[str, Any]
 
 
 def _rates(found: Iterable[tuple[str, bool]]) -> dict[str, float]:
-    """Share of passing placebos by name."""
+    """Return the share of passing placebos by name."""
     by: dict[str, list[bool]] = {}
     for name, passes in found:
         by.setdefault(name, []).append(passes)
@@ -292,5 +294,5 @@ def _rates(found: Iterable[tuple[str, bool]]) -> dict[str, float]:
 
 
 def dumps(document: Mapping[str, Any]) -> str:
-    """Return the document as JSON; refuses NaN, which would not be JSON."""
+    """Return the document as JSON; raise an error for NaN, which is not valid JSON."""
     return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)

@@ -1,4 +1,4 @@
-"""Choose findings of a report document: by class, reason, training, text, and by name."""
+"""Select findings of a report document by class, reason, training, text or name."""
 
 from __future__ import annotations
 
@@ -10,43 +10,44 @@ from hintdistill.core.errors import ConfigError
 from hintdistill.reporting.worst import worst_first
 
 SHOWN = 10
-"""Names that an error lists at most; it says how many there are."""
+"""Largest number of names that an error lists; it also says how many more there are."""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """The selection of findings; None selects all."""
+    """Hold the criteria for findings; None selects all."""
 
     error_class: str | None = None
     reason: str | None = None
-    """A reason of the gate, or why a finding was not scored."""
+    """A reason of the gate, or the reason why a finding was not scored."""
     trained: bool = False
     """Only findings that were trained on."""
     search: str | None = None
-    """Text that a finding has somewhere: id, class, hint, quote, evidence, the step, or the text around it. Case is ignored."""
+    """Text that occurs anywhere in a finding: id, class, hint, quote, evidence, the step, or the text around it. Case
+    is ignored."""
     worst: int | None = None
-    """At most this many scored findings, the highest probability of the error first."""
+    """Select at most this many scored findings, those with the highest probability of the error first."""
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """The findings that were asked for, and how many there are without `worst`."""
+    """Hold the selected findings, and their number without the limit `worst`."""
 
     findings: list[Mapping[str, Any]]
     unscored: list[Mapping[str, Any]]
     matching: int
-    """Scored findings that match, of which `findings` are shown."""
+    """Number of scored findings that match, of which `findings` are shown."""
     total: int
-    """All findings of the document, scored or not."""
+    """Number of all findings in the document, scored or not."""
 
 
 def choose(document: Mapping[str, Any], wanted: Wanted) -> Chosen:
-    """Choose findings of a report document, in its order, or the worst first.
+    """Select findings of a report document, in its order, or the worst first.
 
-    Findings that were not scored have no probability and are never trained: `worst` and `trained` leave them out.
+    Findings that were not scored have no probability and are never trained on, so `worst` and `trained` exclude them.
 
     Raises:
-        ConfigError: the document has no such class, or no finding with that reason; the error names those there are.
+        ConfigError: the document has no such class, or no finding with that reason; the error lists the known ones.
     """
     scored, unscored = list(document["findings"]), list(document["unscored"])
     everything = [*scored, *unscored]
@@ -61,23 +62,22 @@ def choose(document: Mapping[str, Any], wanted: Wanted) -> Chosen:
 
 
 def reasons_of(finding: Mapping[str, Any]) -> list[str]:
-    """Why a finding was rejected, or why it was not scored; empty for an accepted one."""
+    """Return why a finding was rejected or not scored; empty for an accepted one."""
     if "reasons" in finding:
         return list(finding["reasons"])
     return [finding["reason"]] if finding["reason"] else []
 
 
 def name_of(finding: Mapping[str, Any]) -> str:
-    """Return the name of a finding on the command line: `TRACE:STEP`."""
+    """Return a finding's name on the command line: `TRACE:STEP`."""
     return f"{finding['trace']}:{finding['step']}"
 
 
 def named(document: Mapping[str, Any], which: str) -> list[Mapping[str, Any]]:
-    """Return the findings that a name means: `TRACE:STEP`, `TRACE`, a key, or the beginning of one that fits one place
-    alone.
+    """Return the findings with a name: `TRACE:STEP`, `TRACE`, a key, or a prefix that matches only one place.
 
     Raises:
-        ConfigError: nothing has that name, or findings of several steps begin with it; the error lists them.
+        ConfigError: no finding has that name, or it is a prefix for several steps; the error lists them.
     """
     everything = [*document["findings"], *document["unscored"]]
     exact = [f for f in everything if which in (name_of(f), f["trace"], f.get("key"))]
@@ -86,12 +86,14 @@ def named(document: Mapping[str, Any], which: str) -> list[Mapping[str, Any]]:
     found = [f for f in everything if name_of(f).startswith(which) or f.get("key", "").startswith(which)]
     places = list(dict.fromkeys(map(name_of, found)))
     if not places:
-        raise ConfigError(f"no finding at {which!r}", hint="without a name, `hintdistill show RUN` lists them")
+        raise ConfigError(
+            f"there is no finding {which!r}", hint="`hintdistill show RUN` without a name lists all findings"
+        )
     traces = {f["trace"] for f in found}
     if len(traces) > 1:
         raise ConfigError(
             f"{len(places)} findings begin with {which!r}: {_some(places)}",
-            hint="give more of the name, up to TRACE:STEP",
+            hint="give a longer name, up to TRACE:STEP",
         )
     return found
 
@@ -113,7 +115,7 @@ def _text(finding: Mapping[str, Any]) -> str:
 
 def _require(what: str, name: str, known: set[str]) -> None:
     if name not in known:
-        raise ConfigError(f"no finding has the {what} {name!r}", hint=f"there are: {_some(sorted(known)) or 'none'}")
+        raise ConfigError(f"no finding has the {what} {name!r}", hint=f"available: {_some(sorted(known)) or 'none'}")
 
 
 def _some(names: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""A sample of the traces in which no critic found anything: what a reader looks into to see what is overlooked."""
+"""Sample traces in which no critic found an error, so that a reader can check what was overlooked."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from hintdistill.reporting.templates import text
 from hintdistill.reporting.transcripts import transcript
 
 SAMPLE = 8
-"""Traces in the report at most, drawn by a hash of their content, so that they are the same each time."""
+"""Largest number of traces in the report; a hash of their content selects them, so that the selection is stable."""
 LONGEST = 8000
-"""Characters of a trace that the page shows; how many were cut is said."""
+"""Number of characters of a trace on the page; the number of cut characters is shown."""
 
 
 def found_nothing(trace_rows: Iterable[Mapping[str, Any]], critiques: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the traces whose critique is the verdict `none`: how many there are, and some of them.
+    """Return the traces whose critique is the verdict `none`: their number, and a sample.
 
     Args:
-        trace_rows: rows of traces.jsonl, walked once.
-        critiques: by trace row key, what the critics said together.
+        trace_rows: rows of traces.jsonl, read once.
+        critiques: by trace row key, the merged critique.
     """
     number, drawn = 0, list[tuple[str, dict[str, Any]]]()
     for row in trace_rows:
@@ -53,7 +53,10 @@ def body(document: Mapping[str, Any]) -> str:
     if not found or not found["sample"]:
         return ""
     traces = Markup("\n").join(_shown(t) for t in found["sample"])
-    said = f"{len(found['sample'])} of {found['traces']} traces in which no critic found an error. What is wrong here was overlooked."
+    said = (
+        f"{len(found['sample'])} of {found['traces']} traces in which no critic found an error. Any error in these "
+        "traces was overlooked."
+    )
     return str(Markup('<p class="mute">{}</p>\n{}').format(said, traces))
 
 

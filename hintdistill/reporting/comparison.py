@@ -1,4 +1,4 @@
-"""Two runs compared: their figures with differences, the findings that they share, and the settings that differ."""
+"""Compare two runs: their figures with differences, their common findings, and the settings that differ."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hintdistill.reporting.templates import PAGE, text
 
 COMPARISON_SCHEMA = 1
 SHOWN = 200
-"""Findings that the page lists at most of each kind; the JSON has all."""
+"""Largest number of findings of each kind on the page; the JSON contains all."""
 _PAGE = Markup(
     '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
     '<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>hintdistill: {title}</title>\n<style>{style}</style>\n'
@@ -38,14 +38,15 @@ def compare(a: Path, b: Path) -> dict[str, Any]:
     """Compare two finished runs.
 
     Returns:
-        `runs` (name, date, command, config hash of each), `metrics` (name, a, b, difference), `findings` (`shared`, `only_a`,
-        `only_b`, each finding with its numbers), and `config` (key, a, b if they differ; null if a key is not there).
+        `runs` (name, date, command, config hash of each), `metrics` (name, a, b, difference), `findings` (`shared`,
+        `only_a`, `only_b`, each finding with its numbers), and `config` (key, a and b if they differ; null for a
+        missing key).
 
     Raises:
-        InputError, ConfigError: see `open_run`; one of them is the other.
+        InputError, ConfigError: see `open_run`; also if both are the same run.
     """
     if a.resolve() == b.resolve():
-        raise ConfigError(f"{a} is the same run twice", hint="hintdistill report RUN_A RUN_B")
+        raise ConfigError(f"{a} is given twice", hint="hintdistill report RUN_A RUN_B")
     documents = open_run(a).document, open_run(b).document
     return {
         "schema": COMPARISON_SCHEMA,
@@ -70,7 +71,7 @@ def _metrics(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[dict[str, Any]]
 
 
 def _numbers(doc: Mapping[str, Any]) -> Iterator[tuple[str, float | None]]:
-    """Yield the figures of a report that two runs are compared by, in the order of work."""
+    """Yield the figures of a report by which two runs are compared, in the order of the stages."""
     for name, (stage, key) in _FUNNEL:
         yield name, doc["funnel"][stage].get(key)
     for reason, n in doc["funnel"]["rescore"]["reasons"].items():
@@ -95,7 +96,7 @@ def _numbers(doc: Mapping[str, Any]) -> Iterator[tuple[str, float | None]]:
 
 
 def _findings(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """Findings by place: a trace, a step, and the words that are wrong; several of one place by their order."""
+    """Return the findings by place: a trace, a step, and the wrong words; several at one place are numbered."""
     first, second = _placed(a), _placed(b)
     shared = [_about(f) | {"a": _numbers_of(f), "b": _numbers_of(second[k])} for k, f in first.items() if k in second]
     return {
@@ -106,7 +107,8 @@ def _findings(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, list[dict
 
 
 def _placed(doc: Mapping[str, Any]) -> dict[tuple[Any, ...], dict[str, Any]]:
-    """By place, what is compared of each finding; the rest is not held, because findings may be on disk and be many."""
+    """Return by place the compared values of each finding; other values are not kept in memory, because findings may be
+    many."""
     out: dict[tuple[Any, ...], dict[str, Any]] = {}
     for finding in doc["findings"]:
         place, n = (finding["trace"], finding["step"], finding["quote"]), 0
@@ -153,7 +155,7 @@ def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def shown(value: Any, signed: bool = False) -> str:
-    """Return a figure for a reader; a dash if there is none."""
+    """Return a figure as text; a dash if there is none."""
     if value is None:
         return "–"
     if isinstance(value, int):
@@ -162,16 +164,16 @@ def shown(value: Any, signed: bool = False) -> str:
 
 
 def changed(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return the shared findings that were accepted in one run and not in the other."""
+    """Return the common findings that were accepted in only one of the runs."""
     return [f for f in document["findings"]["shared"] if f["a"]["accepted"] != f["b"]["accepted"]]
 
 
 def counts(document: Mapping[str, Any]) -> str:
-    """Return how many findings the two runs share, as a sentence."""
+    """Return a sentence with the number of common findings of two runs."""
     found = document["findings"]
     return (
-        f"{len(found['shared'])} findings in both, {len(found['only_a'])} only in A, {len(found['only_b'])} only in B; "
-        f"{len(changed(document))} of the shared ones were accepted in one run alone"
+        f"{len(found['shared'])} findings in both, {len(found['only_a'])} only in A, {len(found['only_b'])} "
+        f"only in B; {len(changed(document))} common findings were accepted in only one run"
     )
 
 
@@ -212,7 +214,7 @@ def _finding_tables(document: Mapping[str, Any]) -> Iterator[Markup]:
     both = changed(document)
     apart = [(f["name"], f["a"]["error_class"], f["quote"], *_fate(f["a"]), *_fate(f["b"])) for f in both[:SHOWN]]
     twice = (*columns[:3], *(f"{c}, {letter}" for letter in "AB" for c in columns[3:]))
-    yield from _listed("Accepted in one run alone", twice, apart, len(both))
+    yield from _listed("Accepted in only one run", twice, apart, len(both))
 
 
 def _listed(title: str, columns: tuple[str, ...], rows: list[Any], count: int) -> Iterator[Markup]:
@@ -232,7 +234,7 @@ def _said(value: Any) -> str:
 
 
 def write_comparison(a: Path, document: Mapping[str, Any]) -> Path:
-    """Write the page beside the report of run A; returns its path."""
+    """Write the page into the folder of run A's report, and return its path."""
     other = Path(document["runs"][1]["path"]).resolve().name
     path = a / f"compare-{other}.html"
     write_atomic(path, comparison_html(document))

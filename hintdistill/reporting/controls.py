@@ -1,4 +1,5 @@
-"""The controls of a run: from what each arm was read to be, to a document, and to a table in the terminal."""
+"""Report the controls of a run: turn the results of each arm into a document, and the document into a table for the
+terminal."""
 
 from __future__ import annotations
 
@@ -27,27 +28,28 @@ TITLES = {
 
 @dataclass(frozen=True)
 class ControlsInput:
-    """What the document is made of."""
+    """Hold the inputs of the document."""
 
     recipe: str
     learning_rate: float
-    """Learning rate of the arms that have none of their own."""
+    """Learning rate of the arms without their own."""
     equal: Mapping[str, int]
     """`rows`, `anchors` and `steps` of every arm."""
     targets: Sequence[Target]
-    """Held-out findings with a decision token."""
+    """Targets of held-out findings with a decision token."""
     before: Mapping[str, float]
-    """Log-probability of each decision token before training, by target key, nats."""
+    """Log-probability in nats of each decision token before training, by target key."""
     clean: Mapping[str, int]
     """Clean steps by set."""
     corrections: Mapping[str, Any] | None
-    """How the hinted model's corrections were filtered; None if that arm did not run."""
+    """Counts of how the hinted model's corrections were filtered; None if that arm did not run."""
     results: Sequence[Mapping[str, Any]]
-    """One row per arm, the hint's first."""
+    """One row per arm, beginning with the hint's."""
 
 
 def controls_document(data: ControlsInput) -> dict[str, Any]:
-    """Return how far the decision tokens fell in each arm, as a share of the hint's fall, and what else moved."""
+    """Return the document: how far the decision tokens fell in each arm, also relative to the hint's fall, and the
+    movement elsewhere."""
     decisions = [t.decision for t in data.targets if t.decision is not None]
     hint = next(r for r in data.results if r["arm"] == "hint")
     base = _falls(data, hint) if hint["not_read"] is None else None
@@ -69,7 +71,7 @@ def controls_document(data: ControlsInput) -> dict[str, Any]:
 
 
 def _falls(data: ControlsInput, row: Mapping[str, Any]) -> np.ndarray:
-    """float [1, N]: by how much each decision token fell, nats."""
+    """Return float [1, N]: the fall of each decision token, in nats."""
     return np.array([[data.before[t.key] - row["logprobs"][t.key] for t in data.targets]])
 
 
@@ -92,22 +94,22 @@ def _arm(data: ControlsInput, row: Mapping[str, Any], base: np.ndarray | None) -
 
 
 def _share(fall: np.ndarray, base: np.ndarray) -> dict[str, float] | None:
-    """Return the fall over the hint's, over the same findings; None if the hint's is not above zero."""
+    """Return the ratio of the fall to the hint's fall over the same findings; None if the hint's is not above zero."""
     found: Interval = crossed_bootstrap(ratio, fall, base)
     return asdict(found) if all(np.isfinite((found.mean, found.low, found.high))) else None
 
 
 def about(document: Mapping[str, Any]) -> str:
-    """Return what was equal and what was read, in one sentence each."""
+    """Return one sentence about the equal conditions and one about the evaluation."""
     held, equal = document["heldout"], document["equal"]
     clean = ", ".join(f"{n} {name}" for name, n in document["clean"].items()) or "none"
     rows = [f"{equal['rows']} hint rows", *(f"{equal[k]} {k}" for k in ("anchors", "twins") if k in equal)]
     lines = [
-        f"Recipe {document['recipe']}. Every arm: {', '.join(rows)}, "
-        f"{equal['steps']} optimiser steps, learning rate {document['learning_rate']:g} where the arm has none of its own.",
-        f"Read on the decision tokens of {held['findings']} held-out findings ({held['accepted']} accepted by the gate): mean "
-        f"probability {held['probability_before']:.3f} before training, {held['probability_hinted']:.3f} under the hint. "
-        f"Clean steps: {clean}.",
+        f"Recipe {document['recipe']}. Every arm: {', '.join(rows)}, {equal['steps']} optimiser steps, learning "
+        f"rate {document['learning_rate']:g} unless the arm has its own.",
+        f"Evaluated on the decision tokens of {held['findings']} held-out findings ({held['accepted']} accepted "
+        f"by the gate): mean probability {held['probability_before']:.3f} before training, "
+        f"{held['probability_hinted']:.3f} under the hint. Clean steps: {clean}.",
     ]
     corrected = document["corrections"]
     if corrected is not None:
@@ -116,7 +118,7 @@ def about(document: Mapping[str, Any]) -> str:
         who = (
             f"asked {', '.join(corrected['critics'])}"
             if corrected["critics"]
-            else "no critic ran, because only critics without a model are used"
+            else "no critic judged them, because only critics without a model are used here"
         )
         lines.append(
             f"Corrections: {counts['asked']} decoded under their hints, {counts['kept']} kept"
@@ -126,7 +128,7 @@ def about(document: Mapping[str, Any]) -> str:
 
 
 def show_controls(document: Mapping[str, Any], console: Console) -> None:
-    """One line per arm."""
+    """Print one line per arm."""
     table = Table(title="controls: does the hint cause the drop?", title_justify="left", box=SIMPLE, pad_edge=False)
     table.add_column("trained on", no_wrap=True)
     for heading in ("rows", "p after", "fall, nats", "share", "KL clean"):
@@ -146,7 +148,8 @@ def show_controls(document: Mapping[str, Any], console: Console) -> None:
         )
     console.print(table)
     console.print(
-        "rows: distinct ones; p after, fall: of the decision tokens; share: of the hint's fall; KL clean: nats per token."
+        "rows: number of distinct rows; p after, fall: at the decision tokens; share: relative to the hint's "
+        "fall; KL clean: nats per token."
     )
     console.print(about(document), markup=False, highlight=False)
     for arm in document["arms"]:
@@ -155,5 +158,5 @@ def show_controls(document: Mapping[str, Any], console: Console) -> None:
 
 
 def interval(x: Mapping[str, float] | None) -> str:
-    """`1.23 (1.01 to 1.45)`; a dash for none."""
+    """Return `1.23 (1.01 to 1.45)`; a dash for None."""
     return "–" if x is None else f"{x['mean']:.2f} ({x['low']:.2f} to {x['high']:.2f})"

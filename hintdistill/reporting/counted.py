@@ -1,4 +1,4 @@
-"""The funnel's counts of rows that may be on disk: each kind is walked once."""
+"""Count rows that may be on disk for the funnel: each kind is read once."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from hintdistill.critics.rules import NOT_JUDGED
 
 
 def count(items: Any) -> dict[str, int]:
-    """Return how often each name comes, in the order of names; counters are taken as they are."""
+    """Return how often each name occurs, in the order of names; counters are used as they are."""
     return dict(sorted(Counter(items).items()))
 
 
 def records(rows: Iterable[Mapping[str, Any]], splits: Mapping[str, str]) -> dict[str, Any]:
-    """Records, and steps of the student's own; steps that were cut are counted if there are any."""
+    """Count records and the student's own steps; truncated steps are counted if there are any."""
     found, failed = Counter[str](), Counter[str]()
     for row in rows:
         found["records"] += 1
@@ -36,7 +36,7 @@ def records(rows: Iterable[Mapping[str, Any]], splits: Mapping[str, str]) -> dic
 
 
 def critiqued(critiques: Mapping[str, Critique], rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what the critics said."""
+    """Count the critics' results."""
     verdicts, classes, notes = Counter[str](), Counter[str](), Counter[str]()
     for critique in critiques.values():
         verdicts[critique.verdict] += 1
@@ -58,7 +58,7 @@ def critiqued(critiques: Mapping[str, Critique], rows: Iterable[Mapping[str, Any
 
 
 def injected(rows: Iterable[Mapping[str, Any]], twin_counts: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return what became of the findings that went on."""
+    """Count the outcomes of the findings that were selected for injection."""
     made, notes = 0, Counter[str]()
     counted: dict[str, Counter[str]] = {
         k: Counter() for k in ("skipped", "failed", "placements", "fidelity", "quotes", "levels")

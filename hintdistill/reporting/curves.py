@@ -1,4 +1,4 @@
-"""The curves of a training in the report: loss, movement, and what becomes of decision tokens."""
+"""The curves of a training in the report: loss, movement, and probabilities of decision tokens."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ TITLES = {
     DECISION: "all",
 }
 COLOURS = ("#1f4fa8", "#b3261e", "#11703f", "#6a3d9a", "#7a4f00", "#8a1c62", "#3d4655")
-"""On white, each with a contrast of at least 4.5; a drawing has a white ground on a dark page too."""
+"""Line colours with a contrast of at least 4.5 on white; a drawing has a white background even on a dark page."""
 INK, GRID = "#1d2330", "#d3d8e2"
 DASHES = ("-", "--", "-.", ":")
-"""Lines differ in their dashes as well as in colour."""
+"""Dash patterns, so that lines differ not only in colour."""
 ROWS = 12
-"""Rows of the table below the drawing at most; report.json has all readings."""
+"""Largest number of rows in the table below a drawing; report.json contains all readings."""
 
 
 Lines = Mapping[str, Sequence[float | None]]
@@ -42,11 +42,11 @@ def curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """Return the readings of a training as series over its optimiser steps.
 
     Args:
-        rows: of metrics.jsonl; see docs/metrics.md.
+        rows: rows of metrics.jsonl; see docs/metrics.md.
 
     Returns:
-        `steps`, and by name `series` and by error class `decision_probability_by_class`, each as long as `steps` with None
-        where there was no reading; None if nothing was read.
+        `steps`, and by name `series` and by error class `decision_probability_by_class`, each as long as `steps` with
+        None where there is no reading; None if there are no readings at all.
     """
     read = [r for r in rows if "loss" in r]
     if not read:
@@ -65,7 +65,7 @@ def _finite(value: Any) -> float | None:
 
 
 def drawings(found: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return what each drawing shows in words, and its SVG; the same bytes for the same numbers. Text stays text."""
+    """Return for each drawing its description in words and its SVG; equal numbers give equal bytes. Text stays text."""
     return [(_in_words(title, lines), _svg(title, found["steps"], lines, log)) for title, lines, log in _panels(found)]
 
 
@@ -86,7 +86,7 @@ def _svg(title: str, steps: Sequence[int], lines: Lines, log: bool) -> str:
 
 
 def _panels(found: Mapping[str, Any]) -> list[tuple[str, Lines, bool]]:
-    """Title, lines and whether the axis is logarithmic, of each drawing that has something to show."""
+    """Return title, lines and scale (logarithmic or not) of each drawing that has data."""
     series = found["series"]
     made: list[tuple[str, Lines, bool]] = [
         ("loss", {TITLES[n]: series[n] for n in LOSS if n in series}, False),
@@ -126,16 +126,16 @@ def _draw(axes: Any, title: str, steps: Sequence[int], lines: Lines, log: bool) 
 
 
 def _in_words(title: str, lines: Lines) -> str:
-    """Return where each curve begins and ends, for those who do not see it."""
+    """Return the first and the last value of each curve as text, for readers who cannot see it."""
     ends = {name: [v for v in values if v is not None] for name, values in lines.items()}
     said = "; ".join(
-        f"{name} {known[0]:.3g} at first, {known[-1]:.3g} at last" for name, known in ends.items() if known
+        f"{name} begins at {known[0]:.3g} and ends at {known[-1]:.3g}" for name, known in ends.items() if known
     )
     return f"Curves over optimiser steps, {title}: {said}."
 
 
 def body(document: Mapping[str, Any]) -> str:
-    """Return the section of the page: the drawing, and its numbers."""
+    """Return the section of the page: the drawings and their numbers."""
     found = document.get("curves")
     if not found:
         return ""
@@ -147,8 +147,8 @@ def body(document: Mapping[str, Any]) -> str:
     ]
     rows = [[found["steps"][i], *(number(v[i], 5) for v in columns.values())] for i in at]
     heads = ["step", *names, *found["decision_probability_by_class"]]
-    title = "Readings while training"
-    said = f"{len(at)} of {len(found['steps'])} readings; report.json has all, docs/metrics.md says what they are."
+    title = "Readings during training"
+    said = f"{len(at)} of {len(found['steps'])} readings; report.json contains all, and docs/metrics.md explains them."
     return str(
         Markup('{}\n<details><summary>The numbers</summary><p class="mute">{}</p>{}</details>').format(
             Markup(" ").join(picture(svg, words) for words, svg in drawings(found)),
@@ -159,7 +159,7 @@ def body(document: Mapping[str, Any]) -> str:
 
 
 def _spread(n: int) -> list[int]:
-    """Indices of at most `ROWS` readings, the first and the last among them."""
+    """Return the indices of at most `ROWS` readings, including the first and the last."""
     if n <= ROWS:
         return list(range(n))
     return sorted({round(i * (n - 1) / (ROWS - 1)) for i in range(ROWS)})

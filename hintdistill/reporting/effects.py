@@ -1,4 +1,4 @@
-"""What hints did at the decision token, over some findings, and how far training came with it."""
+"""The effects of hints at the decision token over some findings, and how much of them training achieved."""
 
 from __future__ import annotations
 
@@ -14,28 +14,29 @@ from hintdistill.injection.levels import LEVELS
 
 @dataclass(frozen=True)
 class ScoredHint:
-    """What the tables of a report ask of a hint. Numbers are of its decision token, None if there is none."""
+    """Hold the facts about a hint that the tables of a report need. Numbers refer to its decision token, and are None
+    if there is none."""
 
     head: TargetHead
     plain: float | None
-    """Log-probability without the hint, nats."""
+    """Log-probability without the hint, in nats."""
     hinted: float | None
-    """Log-probability under the hint, nats."""
+    """Log-probability under the hint, in nats."""
     after: float | None
-    """Log-probability after training, nats; None too if nothing was trained."""
+    """Log-probability after training, in nats; also None if nothing was trained."""
     placebos: Sequence[tuple[str, bool]]
     """Kind of each placebo, and whether the gate would accept it in the hint's place."""
     revised: bool = False
-    """Whether the hint is the critic's second, after the gate had rejected the first."""
+    """Whether the hint is the critic's second one, after the gate rejected the first."""
 
     @property
     def placebos_pass(self) -> list[bool]:
-        """Whether the gate would accept each placebo in the hint's place."""
+        """Return whether the gate would accept each placebo in the hint's place."""
         return [passes for _, passes in self.placebos]
 
 
 def all_effects(scored: Sequence[ScoredHint]) -> dict[str, Any]:
-    """`effects` of all findings, by what the gate said, by class, level and split."""
+    """Return `effects` of all findings: by verdict of the gate, class, level and split."""
     return {
         "all": effects(scored),
         "accepted": effects([s for s in scored if s.head.accepted]),
@@ -54,7 +55,7 @@ def all_effects(scored: Sequence[ScoredHint]) -> dict[str, Any]:
 
 
 def effects(scored: Sequence[ScoredHint]) -> dict[str, Any]:
-    """Return what hints did at the decision token, over some findings; what training made of it if it is known."""
+    """Return the effects of hints at the decision token over some findings, with those of training if known."""
     pairs = [(s.plain, s.hinted) for s in scored if s.plain is not None and s.hinted is not None]
     drops = [hinted - plain for plain, hinted in pairs]
     targets = [s.head for s in scored]
@@ -87,14 +88,13 @@ def effects(scored: Sequence[ScoredHint]) -> dict[str, Any]:
 
 
 def _over_placebos(t: TargetHead) -> float | None:
-    """Odds of a hint beyond the median of its placebos, nats."""
+    """Return the odds of a hint beyond the median of its placebos, in nats."""
     m = t.measurement
     return None if m is None or m.odds is None or m.placebo_odds_median is None else m.odds - m.placebo_odds_median
 
 
 def moved_line(document: Mapping[str, Any]) -> str | None:
-    """Return how far training came with the findings that the gate accepted; None if nothing was trained or
-    measured."""
+    """Return a line on the effect of training on accepted findings; None if nothing was trained or measured."""
     moved = document["effects"]["accepted"].get("moved") or {"n": 0}
     if not moved["n"]:
         return None
@@ -105,6 +105,6 @@ def moved_line(document: Mapping[str, Any]) -> str | None:
 
 
 def mean(values: Sequence[float | None]) -> float | None:
-    """Mean of the values that are known; None if none is."""
+    """Return the mean of the known values; None if there are none."""
     known = [v for v in values if v is not None]
     return float(np.mean(known)) if known else None

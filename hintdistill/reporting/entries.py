@@ -1,6 +1,7 @@
-"""The findings of a report on disk: a line each, parsed when it is taken, so that a report of many findings needs little memory.
+"""The findings of a report on disk: one per line, parsed on access, so that a report with many findings needs little
+memory.
 
-In report.json each finding is one line as well, by which `read_document` finds them again without parsing them all.
+In report.json each finding is also one line, so that `read_document` can find it without parsing all of them.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ BEGIN, END = b' "findings": [\n', (b" ],\n", b" ]\n")
 
 
 class Entries(Sequence[dict[str, Any]]):
-    """Findings in a file, in an order of their own."""
+    """Give access to findings in a file, in any order."""
 
     def __init__(self, file: BinaryIO, offsets: Sequence[int]) -> None:
-        """Take an open file and where each finding's line begins."""
+        """Store an open file and the offset of each finding's line."""
         self._file, self._offsets = file, array("Q", offsets)
 
     def line(self, at: int) -> bytes:
@@ -53,10 +54,10 @@ class Entries(Sequence[dict[str, Any]]):
 
 
 class Collected:
-    """Takes findings in, in any order, and gives them as `Entries` in the order of their numbers."""
+    """Collect findings in any order, and return them as `Entries` in the order of their numbers."""
 
     def __init__(self, number: int) -> None:
-        """Expect so many findings."""
+        """Expect this many findings."""
         self._file: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115
         self._offsets = [0] * number
 
@@ -66,13 +67,13 @@ class Collected:
         self._file.write(_line(entry) + b"\n")
 
     def entries(self) -> Entries:
-        """Return all of them."""
+        """Return all findings."""
         self._file.flush()
         return Entries(self._file, self._offsets)
 
 
 def write_document(path: Path, document: Mapping[str, Any]) -> None:
-    """Write a report document as JSON, each finding in a line; refuses NaN, which would not be JSON."""
+    """Write a report document as JSON with one finding per line; raise an error for NaN, which is not valid JSON."""
     with writing_aside(path) as aside, aside.open("wb") as file:
         rest = json.dumps({**document, "findings": []}, indent=1, ensure_ascii=False, allow_nan=False)
         head, mark, tail = rest.partition('\n "findings": []')
@@ -86,10 +87,10 @@ def write_document(path: Path, document: Mapping[str, Any]) -> None:
 
 
 def read_document(path: Path) -> dict[str, Any]:
-    """Read a report document; its findings stay in the file where this release wrote it.
+    """Read a report document; if this release wrote it, its findings stay in the file.
 
     Raises:
-        ValueError: it is no JSON.
+        ValueError: the file is not JSON.
     """
     rest, offsets = list[bytes](), list[int]()
     file = path.open("rb")

@@ -1,4 +1,5 @@
-"""Episodes that fail after training, beside the same task before it; near-misses first, and first what training lost."""
+"""Episodes that fail after training, with the outcome of the same task before it; near-misses and episodes lost by
+training come first."""
 
 from __future__ import annotations
 
@@ -12,20 +13,21 @@ from hintdistill.reporting.templates import text
 from hintdistill.reporting.verdict import is_near_miss
 
 SHOWN = 4
-"""Episodes of a split whose text the report holds at most; episodes.jsonl has all."""
+"""Largest number of episodes per split whose text is in the report; episodes.jsonl contains all."""
 LONGEST = 6000
-"""Characters of an episode in the report; how many were cut is said."""
+"""Number of characters of an episode in the report; the number of cut characters is shown."""
 
 
 def failed_after(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Return what fails after training.
+    """Return the episodes that fail after training.
 
     Args:
-        rows: of episodes.jsonl.
+        rows: rows of episodes.jsonl.
 
     Returns:
-        By split the `episodes` after training, how many `failed`, and how many of them were `lost` (succeeded before) or
-        `failed_before` as well; and the `shown` episodes, near-misses and lost ones first. None if no episode after training is there.
+        By split: the number of `episodes` after training, of `failed` ones, and of those `lost` (succeeded before) or
+        `failed_before`; and the `shown` episodes, near-misses and lost ones first. None if there is no episode after
+        training.
     """
     by: dict[str, dict[str, dict[str, Mapping[str, Any]]]] = {}
     for row in rows:
@@ -70,10 +72,12 @@ def body(document: Mapping[str, Any]) -> str:
     found = document.get("failed_after")
     if not found:
         return ""
-    columns = ("split", "episodes", "failed after", "of them succeeded before", "of them failed before")
+    columns = ("split", "episodes", "failed after", "succeeded before", "also failed before")
     rows = [(s, *(n[k] for k in ("episodes", "failed", "lost", "failed_before"))) for s, n in found["splits"].items()]
     table = html_table("Episodes that fail after training", columns, rows, (1, 2, 3, 4))
-    said = f"At most {SHOWN} of a split, those that succeeded before first; episodes.jsonl in the run folder has all."
+    said = (
+        f"At most {SHOWN} per split, those that succeeded before first; episodes.jsonl in the run folder contains all."
+    )
     episodes = Markup("\n").join(_shown(e) for e in found["shown"])
     return str(Markup('{}\n<p class="mute">{}</p>\n{}').format(table, said, episodes))
 

@@ -12,21 +12,21 @@ from hintdistill.core.scores import Target
 from hintdistill.core.types import Injection
 
 TOP = 3
-"""Continuations that are named at a decision token."""
+"""Number of continuations listed at a decision token."""
 Decode = Callable[[Sequence[int]], str]
-"""Text of token ids, special tokens included."""
+"""Converts token ids to text, including special tokens."""
 
 
 @dataclass(frozen=True)
 class After:
-    """The corrected student's log-probabilities of a step in its own context, without a hint, in nats."""
+    """Hold the corrected student's log-probabilities of a step in its own context, without a hint, in nats."""
 
     sampled: np.ndarray
     """float32 [T]: log-probability of each token of the step."""
     position: int | None = None
-    """The decision token of which `top` is said; None if it was not asked."""
+    """The decision token to which `top` refers; None if there is no `top`."""
     top: Sequence[tuple[int, float]] = ()
-    """Ids and log-probabilities of its most probable continuations there, the most probable first."""
+    """Ids and log-probabilities of its most probable continuations there, in descending order."""
 
 
 def _placebos(t: Target, passes: Sequence[bool]) -> list[dict[str, Any]]:
@@ -52,13 +52,13 @@ def finding_entry(
     trained: bool,
     decode: Decode | None = None,
 ) -> dict[str, Any]:
-    """Return one hint with its step, token by token.
+    """Return the entry of one hint with its step, token by token.
 
     Args:
-        contexts: the end of the context's text above the hint, and what is between hint and step.
+        contexts: the end of the context's text above the hint, and the text between hint and step.
         after: None if nothing was trained.
-        passes: of each placebo, whether the gate would accept it.
-        decode: names the hint's tokens and the most likely continuations; without it the entry has neither.
+        passes: for each placebo, whether the gate would accept it.
+        decode: converts the hint's tokens and the most likely continuations to text; without it the entry has neither.
     """
     above, below = contexts
     return {
@@ -112,8 +112,8 @@ def _decision(t: Target, after: After | None, decode: Decode | None) -> dict[str
 
 
 def _top(t: Target, position: int, after: After | None, decode: Decode) -> dict[str, Any]:
-    """Return the most likely continuations at the decision token before training, under the hint and after; None if
-    they are not known."""
+    """Return the most likely continuations at the decision token before training, under the hint and after training;
+    None if unknown."""
     known = {
         "before": _best(t.support_ids[position], t.plain_logprobs[position]),
         "hinted": _best(t.support_ids[position], t.teacher_logprobs[position]),
@@ -128,7 +128,7 @@ def _top(t: Target, position: int, after: After | None, decode: Decode) -> dict[
 
 
 def _best(ids: np.ndarray, logprobs: np.ndarray) -> list[tuple[int, float]]:
-    """Return the ids with the largest log-probabilities, the largest first; padding is left out."""
+    """Return the ids with the largest log-probabilities in descending order, without padding."""
     found = [(int(ids[i]), float(logprobs[i])) for i in np.argsort(-logprobs, kind="stable") if ids[i] >= 0]
     return [(i, p) for i, p in found if np.isfinite(p)]
 
@@ -149,7 +149,7 @@ def _tokens(t: Target, after: np.ndarray | None) -> list[dict[str, Any]]:
 
 
 def unscored_entry(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a finding that was never scored, with the reason."""
+    """Return the entry of a finding that was never scored, with the reason."""
     finding = row["finding"]
     failure = row.get("failure", {})
     return {
@@ -163,7 +163,7 @@ def unscored_entry(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def failed_entry(injection: Injection, failure: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a finding whose scoring failed, with the reason."""
+    """Return the entry of a finding whose scoring failed, with the reason."""
     return {
         "trace": injection.trace_id,
         "step": injection.finding.step,

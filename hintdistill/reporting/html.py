@@ -1,4 +1,5 @@
-"""The report document as one self-contained HTML file: nothing is loaded from elsewhere, and no script runs but the page's own."""
+"""Render the report document as one self-contained HTML file, which loads nothing from elsewhere and runs only its own
+script."""
 
 from __future__ import annotations
 
@@ -18,9 +19,9 @@ from hintdistill.reporting.verdict import MARKS, verdict
 from hintdistill.reporting.worst import worst, worst_first
 
 SCRIPTS = ("unpack.js", "tokens.js", "finding.js", "list.js", "main.js")
-"""The page's script, in the order in which its files are put together."""
+"""The files of the page's script, in order."""
 STATIC = 50
-"""Findings that are plain HTML as well, for print and for readers without scripts."""
+"""Number of findings that are also plain HTML, for print and for readers without scripts."""
 
 
 def render_html(
@@ -33,14 +34,14 @@ def render_html(
 def html_pieces(
     document: Mapping[str, Any], max_findings: int, traces: Mapping[str, Mapping[str, Any]] | None = None
 ) -> Iterator[str]:
-    """Return the page piece by piece, so that it is never in memory as a whole.
+    """Yield the page in pieces, so that it is never in memory as a whole.
 
-    Text of traces is escaped by the template engine, or packed; control characters are shown.
+    Trace text is escaped by the template engine, or packed; control characters are made visible.
 
     Args:
         document: the report document; see docs/report.md.
-        max_findings: findings in the page at most, the most probable error first.
-        traces: by id of the trace, what `islands.trace_page` gives; without them a finding shows the context it has itself.
+        max_findings: largest number of findings on the page, those with the most probable error first.
+        traces: by trace id, the result of `islands.trace_page`; without it, a finding shows only its own context.
     """
     shown, groups = worst(document["findings"], max_findings)
     first = list(worst_first(shown)[:STATIC])
@@ -68,8 +69,8 @@ def html_pieces(
 
 
 def policy(style: str, script: str) -> str:
-    """Return the page's content security policy: its own style and script by their hashes, images that it carries,
-    nothing else."""
+    """Return the page's content security policy: its own style and script by their hashes, embedded images, nothing
+    else."""
     return (
         f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; img-src data:; "
         "base-uri 'none'; form-action 'none'"
@@ -92,7 +93,7 @@ def _script() -> str:
 
 
 def _about(run: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Return what a reader finds the run again by, as terms and values."""
+    """Return the facts that identify the run, as terms and values."""
     return [
         ("run", run.get("name")),
         ("started", run.get("started")),
@@ -109,7 +110,7 @@ def _about(run: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 
 def _sections(document: Mapping[str, Any], sections: Sequence[Section] = SECTIONS) -> list[dict[str, Any]]:
-    """Return the sections that have something to show, each with its HTML."""
+    """Return the sections with content, each with its HTML."""
     made = []
     for section in sections:
         html = "" if section.body is None else section.body(document).strip()
@@ -119,6 +120,7 @@ def _sections(document: Mapping[str, Any], sections: Sequence[Section] = SECTION
 
 
 def _contexts(shown: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Key of a finding → key of the first one shown with the same text above its step, which is printed once."""
+    """Map each finding's key to the key of the first finding shown with the same text above its step, which is printed
+    once."""
     first: dict[tuple[str, str], str] = {}
     return {f["key"]: first.setdefault((f["trace"], f["context_above"]), f["key"]) for f in shown}

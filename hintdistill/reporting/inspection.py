@@ -1,4 +1,4 @@
-"""What is in trace files: counts per file for people and scripts, and conversion to the native format."""
+"""Inspect trace files: counts per file for people and scripts, and conversion to the native format."""
 
 from __future__ import annotations
 
@@ -23,55 +23,56 @@ from hintdistill.traces.reading import Deduplicator, read_file
 
 DEFAULTS = ReadOptions()
 HELD_ELSEWHERE = frozenset({"repeated_prefix", "duplicate_id"})
-"""Reasons of a file without a trace of its own that lost nothing: its turns were read from another."""
+"""Reasons for a file without a trace of its own that loses nothing, because its turns were read from another file."""
 
 
 @dataclass
 class FileReport:
-    """One file that was found, with the result of reading it."""
+    """Describe a file and the result of reading it."""
 
     path: str
     format: str | None = None
-    """The format of its records; None if none was recognised."""
+    """The format of its records; None if none was detected."""
     traces: int = 0
     steps: int = 0
     given_steps: int = 0
-    """Steps that are context only; see `types.Message.given`."""
+    """Number of steps that are only context; see `types.Message.given`."""
     given_because: dict[str, int] = field(default_factory=dict)
-    """The given steps by reason: a mask of the data set, a greeting, a context that is not known, ..."""
+    """The given steps by reason: a mask of the data set, a greeting, an unknown context, …"""
     tool_calls: int = 0
     failures: int = 0
     reason: str | None = None
-    """Why records, or the whole file, gave no trace; None if all did."""
+    """Why records, or the whole file, gave no trace; None if all records gave traces."""
     schemas: int = 0
-    """Traces that carry tool schemas."""
+    """Number of traces with tool schemas."""
     token_ids: int = 0
-    """Steps whose token ids are recorded."""
+    """Number of steps whose token ids are recorded."""
     rewards: int = 0
-    """Traces with a reward."""
+    """Number of traces with a reward."""
     reasons: dict[str, int] = field(default_factory=dict)
     """Failures by reason."""
     checks: dict[str, int] = field(default_factory=dict)
     """Findings of the deterministic checks by class."""
     lost: list[Lost] | None = None
-    """What the file holds and its traces do not, by key path; None if that was not asked."""
+    """Content of the file that is missing from its traces, by key path; None if this was not checked."""
     not_judged: int = 0
-    """Steps with a call that its own schema cannot judge: it is no JSON schema, refers elsewhere, or would take too long."""
+    """Number of steps with a call that its own schema cannot judge, because it is not a JSON schema, refers elsewhere,
+    or would take too long."""
 
 
 def inspect_files(
     paths: Sequence[str | Path], options: ReadOptions = DEFAULTS, *, lost: bool = False
 ) -> Iterator[FileReport]:
-    """Yield one report per file met, in reading order; files of another kind are reported with that reason.
+    """Yield one report per file in reading order; files of other kinds are reported with that reason.
 
     Args:
         paths: files, folders, globs or archives.
         options: how to read.
-        lost: whether to look for every string of the files in the traces; takes several times as long.
+        lost: whether to look for every string of the files in the traces, which takes several times as long.
 
     Raises:
-        InputError: a path does not exist, or a folder holds no trace file.
-        ConfigError: `options.format` is no format.
+        InputError: a path does not exist, or a folder contains no trace file.
+        ConfigError: `options.format` is not a known format.
     """
     keep, critic = Deduplicator(), RulesCritic(CHECKS)
     for file in all_files(paths):
@@ -107,7 +108,7 @@ def _inspect(file: TraceFile, options: ReadOptions, keep: Deduplicator, critic: 
 
 
 def _note_lost(absent: list[Lost], record: Record, name: str, outcomes: list[Trace | Failure]) -> None:
-    """Add what a record held and its traces do not."""
+    """Add the content of a record that is missing from its traces."""
     if any(isinstance(o, Trace) for o in outcomes):
         absent += lost_of(record.value, outcomes, name)
     else:
@@ -129,13 +130,13 @@ def _count(report: FileReport, trace: Trace) -> None:
 
 @dataclass
 class Conversion:
-    """What a conversion wrote, and what it could not."""
+    """Describe the traces that a conversion wrote, and the records that failed."""
 
     path: str
     traces: int = 0
     failures: list[Failure] = field(default_factory=list)
     foreign: list[TraceFile] = field(default_factory=list)
-    """Files of no known kind, which were not read."""
+    """Files of unknown kinds, which were not read."""
 
 
 def convert(
@@ -145,10 +146,10 @@ def convert(
     *,
     allow_empty_files: bool = False,
 ) -> Conversion:
-    """Write every trace under `paths` in the native format, streaming; the file appears when it is whole.
+    """Write every trace under `paths` in the native format, one at a time; the file appears when it is complete.
 
     Raises:
-        InputError: no trace at all, or a file yielded none and that was not allowed; nothing is written then.
+        InputError: there is no trace at all, or a file without one is not allowed; in both cases nothing is written.
     """
     done, out = Conversion(str(out)), Path(out)
     keep, empty = Deduplicator(), []
@@ -175,11 +176,12 @@ def convert(
 
 
 def empty_files_error(empty: Sequence[str]) -> InputError:
-    """Return the error for files that yielded no step; `empty` has one text with the reason for each."""
+    """Return the error for files without steps; `empty` has one text with the reason for each."""
     shown = "; ".join(empty[:5]) + (f"; and {len(empty) - 5} more" if len(empty) > 5 else "")
     return InputError(
         f"{len(empty)} files yielded no step of the student: {shown}" if empty else "no trace was read",
-        hint="`hintdistill traces inspect` shows every file; traces.allow_empty_files=true (--allow-empty-files) reads on",
+        hint="`hintdistill traces inspect` lists every file; traces.allow_empty_files=true (--allow-empty-files) "
+        "skips such files",
     )
 
 

@@ -1,6 +1,7 @@
-"""Effects of hints against those of placebos, and their intervals, by error class.
+"""Effects of hints compared with those of placebos, with intervals, by error class.
 
-Findings of one trace are alike, so the intervals (95 %) are over traces: whole traces are drawn again, with all their findings.
+Findings of one trace resemble each other, so the intervals (95 %) are over traces: whole traces are resampled, with all
+their findings.
 """
 
 from __future__ import annotations
@@ -19,26 +20,26 @@ Measure = Callable[[Mapping[str, Any]], float | None]
 
 
 class Read(NamedTuple):
-    """What is read of a finding: findings may be on disk, and be many."""
+    """Hold the values needed from a finding; findings may be many, and on disk."""
 
     trace: str
     error_class: str
     accepted: bool
     split: str | None
     measured: tuple[float | None, ...]
-    """By measure, in the order of `MEASURES`."""
+    """Values in the order of `MEASURES`."""
 
 
 def against_placebos(findings: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Means with their intervals over findings with a decision token, by class, and of `accepted` and `holdout`.
+    """Return means with intervals over findings with a decision token, by class, and for `accepted` and `holdout`.
 
     Args:
         findings: entries of the report document.
 
     Returns:
-        By group `n` (findings), `traces`, and `[mean, low, high]`, or None if it is not known, of `hint_nats`,
-        `placebo_nats` (mean of a finding's placebos), `over_placebo_nats` (the first less the second, finding by finding),
-        and of the error's probability `before`, `hinted` and `after`.
+        By group: `n` (findings), `traces`, and `[mean, low, high]` (None if unknown) of `hint_nats`, `placebo_nats`
+        (the mean over a finding's placebos), `over_placebo_nats` (their difference for each finding), and of the
+        error's probability `before`, `hinted` and `after`.
     """
     known = [_read(f) for f in findings if f["decision"]]
     classes = sorted({f.error_class for f in known})
@@ -107,13 +108,14 @@ def body(document: Mapping[str, Any]) -> str:
     chances = [(name, *(_said(g[k], 3) for k in ("before", "hinted", "after"))) for name, g in groups]
     return str(
         Markup(
-            '<p class="mute">Effect at the decision token in nats, below zero where the error becomes less likely; a placebo stands in '
-            "the same place and says nothing of the error. In brackets the interval (95 %), over traces.</p>\n{}\n"
-            '<p class="mute">Probability of the error at the decision token, with its interval.</p>\n{}'
+            '<p class="mute">Effect at the decision token in nats, below zero if the error becomes less '
+            "likely. A placebo is in the same place and says nothing about the error. Brackets contain the "
+            'interval (95 %) over traces.</p>\n{}\n<p class="mute">Probability of the error at the decision '
+            "token, with its interval.</p>\n{}"
         ).format(
             html_table(
                 "Effects of hints and of placebos",
-                ("error class", "findings", "traces", "hint", "placebos", "hint less placebos"),
+                ("error class", "findings", "traces", "hint", "placebos", "hint minus placebos"),
                 effects,
                 range(1, 6),
             ),

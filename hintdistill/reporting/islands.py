@@ -1,7 +1,8 @@
-"""The findings and traces of a page as compressed islands of data, which the page's script unpacks when they are wanted.
+"""Store the findings and traces of a page as compressed islands of data, which the page's script unpacks on demand.
 
-An island is JSON, gzip, base64: text without a character that HTML reads. The index says what the list of findings shows, sorts
-and filters by; details and traces come in chunks, each in an island of its own.
+An island is JSON, compressed by gzip and encoded as base64: text without characters that are special in HTML. The index
+contains the values by which the list of findings is shown, sorted and filtered; details and traces come in chunks, each
+in a separate island.
 """
 
 from __future__ import annotations
@@ -17,35 +18,36 @@ from hintdistill.reporting.twins import edit_lines
 from hintdistill.reporting.worst import residual
 
 CHUNK = 1 << 18
-"""Characters of JSON in a chunk, about: what the page unpacks to show one finding."""
+"""Approximate size of a chunk in characters of JSON, which the page unpacks to show one finding."""
 AROUND = 160
-"""Characters of a context that a finding shows at the hint and at the step, where the page has its trace."""
+"""Number of context characters that a finding shows at the hint and at the step, if the page contains its trace."""
 WHEN = ("before", "hinted", "after")
 
 
 def island(text: str) -> str:
-    """Pack JSON: gzip, base64."""
+    """Pack JSON with gzip and base64."""
     # a lone surrogate is no text: it becomes a question mark here and stays as it is in report.json
     packed = gzip.compress(text.encode("utf-8", "replace"), compresslevel=6, mtime=0)
     return base64.b64encode(packed).decode("ascii")
 
 
 class _Chunks:
-    """Values as JSON in islands of about `CHUNK` characters, one value at least; one island is in memory."""
+    """Collect values as JSON in islands of about `CHUNK` characters, with at least one value each; only one island is
+    in memory."""
 
     def __init__(self, letter: str) -> None:
-        """Take what the islands' ids begin with."""
+        """Store the prefix of the islands' ids."""
         self._letter, self._number, self._size, self._some = letter, 0, 0, list[str]()
 
     def add(self, value: Any) -> tuple[int, int]:
-        """Take in a value; the number of its island and its place there."""
+        """Add a value; return the number of its island and its position there."""
         place = self._number, len(self._some)
         self._some.append(_json(value))
         self._size += len(self._some[-1])
         return place
 
     def packed(self, *, last: bool = False) -> Iterator[tuple[str, str]]:
-        """Id and content of the island where it is full, or is the last one and holds something."""
+        """Return id and content of the island if it is full, or is the last one and not empty."""
         if self._some and (last or self._size >= CHUNK):
             yield f"{self._letter}{self._number}", island(f"[{','.join(self._some)}]")
             self._number, self._size, self._some = self._number + 1, 0, []
@@ -60,14 +62,14 @@ def pack(
     unscored: Iterable[Mapping[str, Any]],
     traces: Mapping[str, Mapping[str, Any]],
 ) -> Iterator[tuple[str, str]]:
-    """Pack the findings that a page shows, and the traces they are of: id and content of each island, the index last.
+    """Pack the findings that a page shows, and their traces: yield id and content of each island, the index last.
 
-    Findings and traces may be on disk: each is taken once, and of each only its row of the index is kept.
+    Findings and traces may be on disk: each is read once, and only its row of the index is kept.
 
     Args:
-        findings: entries of the report document, in the order in which the page counts them.
-        unscored: all findings that were not scored; those of the traces shown are named there.
-        traces: by id of the trace, what `trace_page` gives; empty if the page has no text of traces.
+        findings: entries of the report document, in the order in which the page numbers them.
+        unscored: all findings that were not scored; those of the shown traces are listed with them.
+        traces: by trace id, the result of `trace_page`; empty if the page contains no trace text.
     """
     number, rows, reasons = dict[str, int](), list[str](), set[str]()
     details = _Chunks("d")
@@ -96,7 +98,7 @@ def pack(
 
 
 def _index_row(f: Mapping[str, Any], trace: int, at: tuple[int, int]) -> dict[str, Any]:
-    """Return what the list shows, sorts and filters a finding by."""
+    """Return the values by which the list shows, sorts and filters a finding."""
     return {
         "key": f["key"],
         "trace": trace,
@@ -118,7 +120,7 @@ def _index_row(f: Mapping[str, Any], trace: int, at: tuple[int, int]) -> dict[st
 
 
 def _twin(finding: Mapping[str, Any]) -> str:
-    """Return what became of a finding's twins, as one word to filter by."""
+    """Return the outcome of a finding's twins as one word to filter by."""
     twins = finding.get("twins") or ()
     if not twins:
         return "none"
@@ -126,7 +128,7 @@ def _twin(finding: Mapping[str, Any]) -> str:
 
 
 def detail(finding: Mapping[str, Any], with_trace: bool) -> dict[str, Any]:
-    """Return what the page shows of one finding when it is opened; its context in part if the trace is there."""
+    """Return the details of one opened finding; its context is abridged if the page contains the trace."""
     tokens = finding["tokens"]
     quoted = [i for i, t in enumerate(tokens) if t["quoted"]]
     keys = ("hint", "quote", "evidence", "fidelity", "notes", "guards", "specificity_nats", "legal_mass_gain")
@@ -163,7 +165,7 @@ def _twin_lines(twin: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _end(text: str | None, cut: bool) -> str:
-    """Return the end of a text, from the beginning of a line where one begins there."""
+    """Return the end of a text, starting at a line's beginning if possible."""
     text = text or ""
     if not cut or len(text) <= AROUND:
         return text
@@ -173,7 +175,7 @@ def _end(text: str | None, cut: bool) -> str:
 
 
 def _middle(text: str | None, cut: bool) -> str:
-    """Return a text without its middle; a note in its place says how much is left out."""
+    """Return a text without its middle, which is replaced by a note with its length."""
     text = text or ""
     if not cut or len(text) <= 2 * AROUND:
         return text
@@ -181,15 +183,15 @@ def _middle(text: str | None, cut: bool) -> str:
 
 
 def _rounded(value: float | None) -> float | None:
-    """Return a number for the eye: four decimals; report.json has it in full."""
+    """Return a number rounded to four decimals for display; report.json contains it in full."""
     return None if value is None else round(value, 4)
 
 
 def trace_page(trace: Mapping[str, Any], critiques: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what the page shows of a trace: its messages, tools, and what each critic said of it.
+    """Return a trace as shown on the page: its messages, tools, and each critic's answer.
 
     Args:
-        trace: a trace as its row has it; token ids and log-probabilities are left out.
+        trace: a trace as stored in its row; token ids and log-probabilities are left out.
         critiques: the trace's critique rows, one per critic.
     """
     return {
@@ -200,14 +202,14 @@ def trace_page(trace: Mapping[str, Any], critiques: Sequence[Mapping[str, Any]])
 
 
 def _message(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a message: its role and whatever texts it has."""
+    """Return a message: its role and all of its texts."""
     kept = {k: message[k] for k in ("role", "name", "reasoning", "content", "raw_text") if message.get(k)}
     calls = [[c["name"], c["arguments_raw"]] for c in message.get("tool_calls", ())]
     return kept | ({"calls": calls} if calls else {})
 
 
 def _said(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a critic's answer: as it was written, or as findings if no text was kept; a failure with its reason."""
+    """Return a critic's answer as written, or as findings if no text was kept; for a failure, the reason."""
     said, failure = row.get("critique"), row.get("failure") or {}
     critic = row.get("critic") or "unknown"
     if said is None:

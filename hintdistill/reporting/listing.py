@@ -1,4 +1,5 @@
-"""Findings in the terminal: aligned lines that are never cut, tab-separated values in a pipe, one finding as a table."""
+"""Findings in the terminal: aligned lines that are never cut, tab-separated values in a pipe, and a table for a single
+finding."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ WHEN = ("before", "hinted", "after")
 
 
 def show_findings(document: Mapping[str, Any], console: Console, wanted: Wanted | None = None) -> None:
-    """One line per finding, ids in full at any width; in a pipe tab-separated, with numbers in full."""
+    """Print one line per finding, with full ids at any width; in a pipe, print tab-separated values with full
+    numbers."""
     chosen = choose(document, wanted or Wanted())
     plain = not console.is_terminal
     rows = [_finding_row(f, plain) for f in chosen.findings] + [_unscored_row(f) for f in chosen.unscored]
@@ -61,7 +63,8 @@ def _unscored_row(f: Mapping[str, Any]) -> list[str]:
 
 
 def write_rows(heads: Sequence[str], rows: Sequence[Sequence[str]], console: Console) -> None:
-    """Write a table: aligned on a terminal, tab-separated elsewhere. No cell is cut; control characters are shown."""
+    """Write a table: aligned on a terminal, tab-separated elsewhere. Cells are never cut; control characters are made
+    visible."""
     cells = [list(heads), *([_cell(c) for c in row] for row in rows)]
     if not console.is_terminal:
         for row in cells:
@@ -74,19 +77,19 @@ def write_rows(heads: Sequence[str], rows: Sequence[Sequence[str]], console: Con
 
 
 def _cell(text: str) -> str:
-    """Return a text on one line and in one column."""
+    """Return a text in one line without tabs."""
     return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def _number(value: float | None, plain: bool) -> str:
-    """Return a probability: three digits for the eye, in full for a program; empty if there is none."""
+    """Return a probability as text: three digits on a terminal, in full for a program; empty if there is none."""
     if value is None:
         return "" if plain else "–"
     return repr(float(value)) if plain else f"{value:.3f}"
 
 
 def show_unscored(finding: Mapping[str, Any], console: Console) -> None:
-    """A finding that was not scored, with its reason."""
+    """Print a finding that was not scored, with its reason."""
     why = ", ".join(reasons_of(finding)) or "no reason"
     line = f"{name_of(finding)} {finding['error_class'] or ''} not scored: {why}"
     console.print(Text(printable(line)), soft_wrap=True)
@@ -96,7 +99,8 @@ def show_unscored(finding: Mapping[str, Any], console: Console) -> None:
 
 
 def show_finding(finding: Mapping[str, Any], console: Console) -> None:
-    """One finding: the hint in place, and the step's tokens as a table: before, under the hint and after."""
+    """Print one finding: the hint in place, and the step's tokens as a table with values before, under the hint and
+    after."""
     verdict = "[green]accepted[/]" if finding["accepted"] else f"[red]{escape(', '.join(finding['reasons']))}[/]"
     trained = ", trained" if finding["trained"] else ""
     name, kind = escape(printable(name_of(finding))), escape(printable(finding["error_class"] or ""))
@@ -119,7 +123,7 @@ def show_finding(finding: Mapping[str, Any], console: Console) -> None:
 
 
 def _show_lines(finding: Mapping[str, Any], console: Console) -> None:
-    """The step as text, three times: red if a token is unlikely, underlined if it is quoted."""
+    """Print the step as text three times: unlikely tokens are red, quoted tokens underlined."""
     for when in WHEN:
         if not finding["tokens"] or finding["tokens"][0][when] is None:
             continue
@@ -131,7 +135,7 @@ def _show_lines(finding: Mapping[str, Any], console: Console) -> None:
 
 
 def _show_tokens(finding: Mapping[str, Any], console: Console) -> None:
-    """A row per token of the step; a mark at quoted tokens and at the decision token."""
+    """Print a row per token of the step, with a mark at quoted tokens and at the decision token."""
     plain, decision = not console.is_terminal, finding["decision"]
     rows = []
     for i, t in enumerate(finding["tokens"]):
@@ -142,7 +146,7 @@ def _show_tokens(finding: Mapping[str, Any], console: Console) -> None:
 
 
 def _show_twins(twins: Sequence[Mapping[str, Any]], console: Console) -> None:
-    """A finding's twins: where the same step is right, and whether the policy does it there."""
+    """Print a finding's twins: the contexts where the same step is right, and whether the policy takes it there."""
     for twin in twins:
         verdict = "[green]kept[/]" if twin["accepted"] else f"[red]{escape(', '.join(twin['reasons']))}[/]"
         after = "" if twin["after"] is None else f", {twin['after']:.4f} after training"

@@ -1,4 +1,4 @@
-"""Tables of the page that are made in Python: headers with their scope, numbers to the right, every cell escaped."""
+"""Tables of the page that are made in Python: headers with their scope, numbers aligned right, every cell escaped."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from hintdistill.reporting.templates import text
 def html_table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], numeric: Sequence[int] = ()
 ) -> Markup:
-    """Return a table that can be scrolled sideways if it is wide. The first cell of a row is its header.
+    """Return a table that scrolls sideways if it is wide. The first cell of a row is its header.
 
     Args:
-        title: what the table shows, for those who hear the page.
-        numeric: the columns that hold numbers.
+        title: a description of the table, for readers who use a screen reader.
+        numeric: the columns that contain numbers.
     """
     head = Markup("").join(
         Markup('<th scope="col"{}>{}</th>').format(_class(i in numeric, "n"), text(c)) for i, c in enumerate(columns)

@@ -34,7 +34,7 @@ PLAIN = (
 
 
 class Rows(list[dict[str, Any]]):
-    """A table: a list of dicts with the same keys."""
+    """A table as a list of dicts with the same keys."""
 
     def to_pandas(self) -> Any:
         """Return the table as a `pandas.DataFrame`.
@@ -45,12 +45,14 @@ class Rows(list[dict[str, Any]]):
         try:
             import pandas  # type: ignore[import-untyped, import-not-found, unused-ignore]
         except ImportError:
-            raise ConfigError("pandas is not installed", hint="pip install pandas; the rows are plain dicts") from None
+            raise ConfigError(
+                "pandas is not installed", hint="run pip install pandas; the rows are plain dicts"
+            ) from None
         return pandas.DataFrame(list(self))
 
 
 class OpenedRun:
-    """The report of a run folder, as tables."""
+    """Give access to the report of a run folder as tables."""
 
     def __init__(self, path: Path, document: Mapping[str, Any]) -> None:
         self.path = path
@@ -66,17 +68,19 @@ class OpenedRun:
 
     @cached_property
     def verdict(self) -> Verdict:
-        """What the run came to: a sentence and at most six figures."""
+        """Return the result of the run: a sentence and at most six figures."""
         return verdict(self.document)
 
     @cached_property
     def findings(self) -> Rows:
-        """One row per scored finding. Numbers of the decision token begin with `decision_`; probabilities and nats."""
+        """Return one row per scored finding. Keys about the decision token begin with `decision_`; values are
+        probabilities and nats."""
         return Rows(_finding(f) for f in self.document["findings"])
 
     @cached_property
     def tokens(self) -> Rows:
-        """One row per token of every scored step: probability `before`, `hinted`, `after`, and what the teacher says `instead`."""
+        """Return one row per token of every scored step: its probability `before`, `hinted` and `after`, and the
+        teacher's continuation `instead`."""
         return Rows(
             {"key": f["key"], "trace": f["trace"], "step": f["step"], "token": i, **t}
             for f in self.document["findings"]
@@ -85,23 +89,24 @@ class OpenedRun:
 
     @cached_property
     def unscored(self) -> Rows:
-        """One row per finding that was skipped or could not be scored, with its reason."""
+        """Return one row per finding that was skipped or could not be scored, with its reason."""
         return Rows(dict(u) for u in self.document["unscored"])
 
     @cached_property
     def environment(self) -> Rows:
-        """One row per split of the environment and `before` or `after` training; shares are of episodes."""
+        """Return one row per split of the environment and per time, `before` or `after` training; shares are of
+        episodes."""
         splits = (self.document["environment"] or {}).get("splits", {})
         return Rows({"split": s, "when": when, **x} for s, by in splits.items() for when, x in by.items())
 
     @cached_property
     def off_target(self) -> Rows:
-        """One row per off-target set: KL(initial ‖ student), nats."""
+        """Return one row per off-target set: KL(initial ‖ student) in nats."""
         return Rows({"set": name, **m} for name, m in self.document["off_target"].items())
 
     @cached_property
     def classes(self) -> Rows:
-        """One row per error class: what the hints did, and what training made of it."""
+        """Return one row per error class: the effects of its hints and of training."""
         return Rows({"error_class": c, **_flat(x)} for c, x in self.document["effects"]["by_class"].items())
 
 
@@ -118,7 +123,7 @@ def _finding(f: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _flat(x: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a nested mapping as one level: `error_probability_before`."""
+    """Return a nested mapping as a flat one with keys like `error_probability_before`."""
     out: dict[str, Any] = {}
     for key, value in x.items():
         out |= {f"{key}_{inner}": v for inner, v in value.items()} if isinstance(value, dict) else {key: value}
@@ -129,22 +134,26 @@ def open_run(path: str | Path) -> OpenedRun:
     """Open a run folder that has a report; nothing is loaded or measured.
 
     Raises:
-        InputError: there is no run folder, or its report is no JSON.
-        ConfigError: the run has no report yet, or is a loop, whose rounds have the reports.
+        InputError: there is no run folder, or its report is not JSON.
+        ConfigError: the run has no report yet, or is a loop, whose rounds have reports.
     """
     folder = Path(path)
     if not (folder / "manifest.json").is_file():
-        raise InputError(f"no run at {folder}", hint="a run folder holds a manifest.json; see run.dir")
+        raise InputError(f"no run at {folder}", hint="a run folder contains a manifest.json; see run.dir")
     file = folder / "report.json"
     if not file.is_file() and (folder / "shards").is_dir():
-        raise ConfigError(f"{folder} is cut into shards that are not merged", hint=f"hintdistill merge {folder}")
+        raise ConfigError(
+            f"{folder} is cut into shards that are not merged", hint=f"merge them with hintdistill merge {folder}"
+        )
     if not file.is_file():
-        raise ConfigError(f"{folder} has no report yet", hint=f"hintdistill report {folder}")
+        raise ConfigError(f"{folder} has no report yet", hint=f"write it with hintdistill report {folder}")
     try:
         document = read_document(file)
     except ValueError as error:
-        raise InputError(f"{file} is no JSON: {error}", hint=f"hintdistill report {folder} writes it again") from error
+        raise InputError(f"{file} is not JSON: {error}", hint=f"hintdistill report {folder} writes it again") from error
     if "rounds" in document:
         first = folder / "rounds" / "01" / "run"
-        raise ConfigError(f"{folder} is a loop; each of its rounds has a report", hint=f"hintdistill show {first}")
+        raise ConfigError(
+            f"{folder} is a loop; each of its rounds has a report", hint=f"show one with hintdistill show {first}"
+        )
     return OpenedRun(folder, document)

@@ -1,4 +1,5 @@
-"""A comparison of recipes: from what each student was read to be, to a document, a table in the terminal and a page."""
+"""Report a comparison of recipes: turn the results of each student into a document, a table for the terminal, and a
+page."""
 
 from __future__ import annotations
 
@@ -26,11 +27,12 @@ def compared(
     equal: Mapping[str, int],
     results: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """Return how far the decision tokens of held-out findings fell under each recipe, and what else moved.
+    """Return the document: how far the decision tokens of held-out findings fell under each recipe, and the movement
+    elsewhere.
 
     Args:
-        targets: held-out findings with a decision token.
-        before: log-probability of each decision token before training, by target key, nats.
+        targets: targets of held-out findings with a decision token.
+        before: log-probability in nats of each decision token before training, by target key.
         clean: clean steps by set.
         equal: `rows` and `steps` of every arm.
         results: one row per arm.
@@ -65,14 +67,15 @@ def _arm(targets: Sequence[Target], before: Mapping[str, float], row: Mapping[st
 
 
 def about(document: Mapping[str, Any]) -> str:
-    """Return what was equal and what was read."""
+    """Return sentences about the equal conditions and the evaluation."""
     held, equal = document["heldout"], document["equal"]
     clean = ", ".join(f"{n} {name}" for name, n in document["clean"].items()) or "none"
     return (
-        f"Every arm: {equal['rows']} hint rows and {equal['steps']} optimiser steps, from the same weights. Read on the decision tokens "
-        f"of {held['findings']} held-out findings of the configuration's own hints ({held['accepted']} accepted by the gate): mean "
-        f"probability {held['probability_before']:.3f} before training, {held['probability_hinted']:.3f} under the hint. Clean "
-        f"steps: {clean}. An environment is not played."
+        f"Every arm: {equal['rows']} hint rows and {equal['steps']} optimiser steps, from the same weights. "
+        f"Evaluated on the decision tokens of {held['findings']} held-out findings of the configuration's own "
+        f"hints ({held['accepted']} accepted by the gate): mean probability {held['probability_before']:.3f} "
+        f"before training, {held['probability_hinted']:.3f} under the hint. Clean steps: {clean}. No "
+        "environment was played."
     )
 
 
@@ -92,21 +95,20 @@ def _cells(arm: Mapping[str, Any]) -> list[str]:
 
 
 def remarks(document: Mapping[str, Any]) -> list[str]:
-    """Return what must be said of single arms: a changed method, a promise it does not make, a training that
-    stopped."""
+    """Return remarks about single arms: a changed method, a missing guarantee, a training that stopped."""
     out = []
     for arm in document["arms"]:
         if arm["called"] != arm["recipe"]:
             out.append(f"{arm['arm']} is {arm['called']}")
         if arm["lowers_error"] == "no":
-            out.append(f"{arm['arm']} does not lower an error token by the teacher's doing")
+            out.append(f"{arm['arm']} does not lower an error token because the teacher does")
         if arm["not_read"] is not None:
             out.append(f"{arm['arm']} has no result: {arm['not_read']}")
     return out
 
 
 def show_recipes(document: Mapping[str, Any], console: Console) -> None:
-    """One line per arm."""
+    """Print one line per arm."""
     table = Table(title="recipes on the same traces", title_justify="left", box=SIMPLE, pad_edge=False)
     table.add_column("recipe", no_wrap=True)
     for heading in HEADINGS:
@@ -115,7 +117,8 @@ def show_recipes(document: Mapping[str, Any], console: Console) -> None:
         table.add_row(arm["recipe"], *_cells(arm))
     console.print(table)
     console.print(
-        "rows: distinct ones; p after, fall: of the decision tokens; KL clean: nats per token; seconds: of training."
+        "rows: number of distinct rows; p after, fall: at the decision tokens; KL clean: nats per token; "
+        "seconds: of training."
     )
     console.print(about(document), markup=False, highlight=False)
     for remark in remarks(document):
@@ -123,7 +126,7 @@ def show_recipes(document: Mapping[str, Any], console: Console) -> None:
 
 
 def markdown(document: Mapping[str, Any]) -> str:
-    """Return the same as a page."""
+    """Return the same as a Markdown page."""
     lines = [
         "# Recipes on the same traces",
         "",
@@ -131,5 +134,8 @@ def markdown(document: Mapping[str, Any]) -> str:
         "|" + "---|" * (len(HEADINGS) + 1),
     ]
     lines += [f"| `{arm['recipe']}` | {' | '.join(_cells(arm))} |" for arm in document["arms"]]
-    said = "rows: distinct ones; p after, fall: of the decision tokens; KL clean: nats per token; seconds: of training."
+    said = (
+        "rows: number of distinct rows; p after, fall: at the decision tokens; KL clean: nats per token; seconds: "
+        "of training."
+    )
     return "\n".join([*lines, "", said, "", about(document), *(f"\n{r}." for r in remarks(document))]) + "\n"

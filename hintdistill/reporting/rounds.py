@@ -1,4 +1,4 @@
-"""The loop's curves as a table in the terminal."""
+"""Print the loop's curves as a table in the terminal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.table import Table
 
 
 def show_rounds(document: Mapping[str, Any], console: Console) -> None:
-    """One line per round: success by setting, findings, accepted hints, off-target KL."""
+    """Print one line per round: success by setting, findings, accepted hints, off-target KL."""
     settings = list(document["initial"])
     table = Table(title=f"{document['model']}, critic {', '.join(document['critics'])}")
     for heading in ("round", *(f"success {s}" for s in settings), "findings", "accepted", "off-target KL"):

@@ -1,6 +1,6 @@
-"""The number of the report's schema, and which of its keys may leave with `hintdistill report --share`.
+"""The version of the report's schema, and its keys that `hintdistill report --share` may share.
 
-`build.py` makes the document, `docs/report.md` describes it. A new key stays in the house until a rule here lets it out.
+`build.py` makes the document, `docs/report.md` describes it. A new key is not shared until a rule here allows it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ def _prompts() -> Collection[str]:
 
 
 def _reasons() -> Collection[str]:
-    """Why something came to nothing: the reasons of declared errors, and the words that stages and readers use."""
+    """Return the reasons for failures and skips: the reasons of declared errors, and the words that stages and readers
+    use."""
     kinds = (k for k in vars(errors).values() if isinstance(k, type) and issubclass(k, errors.HintdistillError))
     return {
         *_WORDS,
@@ -156,7 +157,8 @@ placebo = word("kind", get_args(PlaceboKind))
 
 
 def split(value: Any, names: Names) -> Any:
-    """Let a split that this program names pass; another one becomes a number, of its own kind if it is of near-misses."""
+    """Return the name of a split that this program defines; any other becomes a number, with a separate kind for
+    near-misses."""
     kind = "near_miss" if isinstance(value, str) and is_near_miss(value) else "split"
     return word(kind, _SPLITS)(value, names)
 
@@ -169,12 +171,12 @@ maker = word("maker", lambda: TWIN_MAKERS.names())
 
 
 def counts(key: Rule) -> Rule:
-    """Numbers by name."""
+    """Apply the rule for numbers by name."""
     return table(key, number)
 
 
 def numbers(*keys: str) -> dict[str, Rule]:
-    """Keys that hold numbers."""
+    """Return the rules for keys that hold numbers."""
     return dict.fromkeys(keys, number)
 
 
@@ -406,4 +408,4 @@ SHARED: Rule = record(
         )
     ),
 )
-"""What leaves of a report document: numbers, hashes, and words of this program. See docs/report.md."""
+"""The shareable parts of a report document: numbers, hashes, and words of this program. See docs/report.md."""

@@ -1,8 +1,8 @@
-"""The sections of the page, in their order: a new one is one line of `SECTIONS`.
+"""The sections of the page in their order; a new section is one line in `SECTIONS`.
 
-A section is made of the report document alone and gives HTML, so whatever it shows of a trace, a name or a message it escapes
-itself (`templates.text`). The page allows no style but its own (see `html.policy`): no `style` attribute or element works in it, and
-a drawing goes in as `templates.picture`.
+A section is made from the report document alone and returns HTML, so it must itself escape everything from a trace, a
+name or a message (`templates.text`). The page allows only its own style (see `html.policy`): `style` attributes and
+elements have no effect, and drawings are embedded by `templates.picture`.
 """
 
 from __future__ import annotations
@@ -22,18 +22,19 @@ Body = Callable[[Mapping[str, Any]], str]
 
 @dataclass(frozen=True)
 class Section:
-    """A section of the page."""
+    """Define a section of the page."""
 
     anchor: str
-    """Id on the page; the verdict's figures link to it."""
+    """Id on the page, to which the verdict's figures link."""
     title: str
-    """HTML, as written here."""
+    """Title as HTML, used unchanged."""
     body: Body | None
-    """HTML of a report document; one that gives nothing is left out with its title. None: the findings, which the page makes."""
+    """Makes the HTML from a report document; a section without content is left out with its title. None marks the
+    findings, which the page itself makes."""
 
 
 def table(name: str) -> Body:
-    """Make a section of a macro in tables.html.jinja that is given the document."""
+    """Make a section from a macro in tables.html.jinja that receives the document."""
 
     def body(document: Mapping[str, Any]) -> str:
         controls = document.get("controls")
@@ -71,4 +72,4 @@ SECTIONS: tuple[Section, ...] = (
     Section("unscored", "Findings that were not scored", ways_out.body),
     Section("found-nothing", "Traces in which nothing was found", clean_traces.body),
 )
-"""Every section, in order."""
+"""All sections in order."""

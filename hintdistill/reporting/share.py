@@ -1,6 +1,7 @@
-"""A report that can leave the house: its numbers, no text of a trace, no name that a user chose, no configuration.
+"""Make a report that can be shared: it has the numbers, but no trace text, no name chosen by a user, and no
+configuration.
 
-What leaves is an allow-list (`schema.SHARED`): a key that it does not name stays here.
+An allow-list (`schema.SHARED`) decides what is shared: keys that it does not name are left out.
 """
 
 from __future__ import annotations
@@ -17,27 +18,27 @@ from hintdistill.reporting.schema import SHARED
 
 
 def shareable(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what of a report document may leave, as a new document that renders as the report does."""
+    """Return the shareable part of a report document, as a new document that can be rendered like any report."""
     shared: dict[str, Any] = SHARED(dict(document), Names())
     return shared
 
 
 def write_shared(run: Path) -> list[Path]:
-    """Write report-share.json and report-share.html beside the report of a run; returns their paths.
+    """Write report-share.json and report-share.html next to the report of a run, and return their paths.
 
     Raises:
-        ConfigError: the run has no report yet, or is a loop, whose rounds have the reports.
+        ConfigError: the run has no report yet, or is a loop, whose rounds have reports.
     """
     from hintdistill.reporting.html import render_html
 
     source = run / "report.json"
     if not source.is_file():
-        raise ConfigError(f"{run} has no report yet", hint=f"hintdistill report {run}")
+        raise ConfigError(f"{run} has no report yet", hint=f"write it with hintdistill report {run}")
     document = json.loads(source.read_text(encoding="utf-8"))
     if "rounds" in document:
         raise ConfigError(
             f"{run} is a loop; each of its rounds has a report to share",
-            hint=f"hintdistill report {run / 'rounds' / '01' / 'run'} --share",
+            hint=f"share one with hintdistill report {run / 'rounds' / '01' / 'run'} --share",
         )
     shared = shareable(document)
     texts = {

@@ -1,4 +1,5 @@
-"""What the critics cost: tokens as their servers counted them, money if the config names a price, per accepted finding."""
+"""The cost of the critics: tokens as counted by their servers, and money if the config sets a price, in total and per
+accepted finding."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ PARTS = ("requests", "prompt_tokens", "completion_tokens")
 
 
 def spending(rows: Sequence[Mapping[str, Any]], config: Mapping[str, Any], accepted: int) -> dict[str, Any]:
-    """Usage by critic, failed critiques included, and in all; `money` is None if a critic that asked has no price."""
+    """Return usage by critic and in total, including failed critiques; `money` is None if a critic that asked a server
+    has no price."""
     by_critic: dict[str, dict[str, int]] = {}
     for row in rows:
         usage = (row.get("critique") or row.get("failure") or {}).get("usage") or {}
@@ -41,7 +43,7 @@ def spending(rows: Sequence[Mapping[str, Any]], config: Mapping[str, Any], accep
 
 
 def body(document: Mapping[str, Any]) -> str:
-    """Return the section of the page: what each critic was asked, and what an accepted finding cost."""
+    """Return the section of the page: the usage of each critic, and the cost of an accepted finding."""
     usage = document["funnel"]["critique"].get("usage")
     if not usage or not usage["requests"]:
         return ""
@@ -51,7 +53,7 @@ def body(document: Mapping[str, Any]) -> str:
     each = usage["tokens_per_accepted_finding"]
     lines = [f"{each:,.0f} tokens per accepted finding ({accepted:,} accepted)" if each else "no finding was accepted"]
     if usage["money"] is None:
-        lines.append("no price is set (critic.llm.price), so the money is not known")
+        lines.append("the cost in money is unknown, because no price is set (critic.llm.price)")
     else:
         per = usage["money_per_accepted_finding"]
         lines.append(f"cost {usage['money']:,.4f}" + ("" if per is None else f", {per:,.6f} per accepted finding"))
@@ -62,7 +64,7 @@ def body(document: Mapping[str, Any]) -> str:
 
 
 def spent(usage: Mapping[str, Any] | None) -> str | None:
-    """Return what `spending` found as a line for a reader; None if no critic asked anybody."""
+    """Return the result of `spending` as a line of text; None if no critic asked a model."""
     if not usage or not usage["requests"]:
         return None
     line = f"critics: {usage['requests']:,} requests, {usage['prompt_tokens']:,} prompt and {usage['completion_tokens']:,} answer tokens"

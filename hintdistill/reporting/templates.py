@@ -1,4 +1,4 @@
-"""The templates of the page: how text, numbers and drawings are put into HTML."""
+"""The templates of the page, which put text, numbers and drawings into HTML."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from hintdistill.reporting import printable
 from hintdistill.reporting.controls import interval
 
 PAGE = Path(__file__).parent / "page"
-"""Templates, style and scripts of the page."""
+"""The folder of the page's templates, style and scripts."""
 MOVED = 0.005
-"""Probability: a token that moved by less is not shown among those that moved."""
+"""Smallest change of a token's probability that counts as movement."""
 ROWS = 40
-"""Tokens that a finding lists at most as plain HTML."""
+"""Largest number of tokens that a finding lists as plain HTML."""
 
 
 @cache
 def environment() -> jinja2.Environment:
-    """Return the template environment: everything is escaped, an unknown name is an error."""
+    """Return the template environment: everything is escaped, and an unknown name is an error."""
     env = jinja2.Environment(
         loader=jinja2.FileSystemLoader(PAGE),
         autoescape=True,
@@ -44,16 +44,16 @@ def environment() -> jinja2.Environment:
 
 
 def text(value: Any) -> Markup:
-    """Escape a text for HTML; control characters are shown."""
+    """Escape a text for HTML; control characters are made visible."""
     return escape(printable(str(value)))
 
 
 def picture(svg: str, alt: str) -> Markup:
-    """Put a drawing into the page as an image, in which its own styles work and no script does.
+    """Embed a drawing in the page as an image, in which its own styles work but no script runs.
 
     Args:
-        svg: the drawing's XML. It is drawn on white, also on a dark page.
-        alt: what it shows, in words, for those who do not see it.
+        svg: the drawing's XML. It has a white background even on a dark page.
+        alt: a description in words, for readers who cannot see it.
     """
     data = base64.b64encode(svg.encode("utf-8")).decode("ascii")
     return Markup('<img class="drawing" alt="{}" src="data:image/svg+xml;base64,{}">').format(printable(alt), data)
@@ -70,8 +70,8 @@ def number(value: float | None, digits: int = 2) -> str:
 
 
 def moved(start: float | None, end: float | None) -> str:
-    """Return the class of a change of probability: `up1` to `up3`, `down1` to `down3`; empty for a small change. As in
-    finding.js."""
+    """Return the CSS class of a change of probability: `up1` to `up3`, `down1` to `down3`; empty for a small change.
+    Same as in finding.js."""
     if start is None or end is None or abs(end - start) < 0.02:
         return ""
     size = 1 + sum(abs(end - start) >= bound for bound in (0.15, 0.4))
@@ -79,10 +79,11 @@ def moved(start: float | None, end: float | None) -> str:
 
 
 def moved_tokens(finding: Mapping[str, Any]) -> tuple[list[tuple[int, Mapping[str, Any]]], int]:
-    """Return the tokens of a step that a reader looks at, with their numbers in the step, and how many more there are.
+    """Return the tokens of a step that matter to a reader, with their indices in the step, and the number of other
+    tokens.
 
-    They are the quote, the decision token, and those that the hint or the training moved; where there are too many, those that
-    moved most.
+    They are the quote, the decision token, and tokens that the hint or the training moved; if there are too many, those
+    that moved most.
     """
     decision = finding["decision"]["position"] if finding["decision"] else None
     change = {i: _change(t) for i, t in enumerate(finding["tokens"])}

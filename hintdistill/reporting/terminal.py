@@ -1,4 +1,4 @@
-"""The report document in the terminal."""
+"""Print the report document in the terminal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hintdistill.reporting.verdict import MARKS, verdict
 
 
 def show_comparison(document: Mapping[str, Any], console: Console) -> None:
-    """Two runs beside one another: figures with their differences, settings that differ, findings counted."""
+    """Print two runs side by side: figures with their differences, settings that differ, and counts of findings."""
     for letter, run in zip("AB", document["runs"], strict=True):
         console.print(f"{letter}: {printable(run['path'])}", markup=False, soft_wrap=True)
     table = Table("figure", title="figures", title_justify="left")
@@ -34,7 +34,7 @@ def show_comparison(document: Mapping[str, Any], console: Console) -> None:
 
 
 def show_summary(document: Mapping[str, Any], console: Console) -> None:
-    """Funnel, effects by class, environment, off-target movement."""
+    """Print the funnel, effects by class, the environment, and off-target movement."""
     f, e = document["funnel"], document["effects"]
     console.print(
         f"[bold]{f['read']['traces']}[/] traces → [bold]{f['critique']['findings']}[/] findings → "
@@ -94,14 +94,14 @@ def _show_environment(splits: Mapping[str, Any], console: Console) -> None:
         for when, x in by.items():
             for effect, t in x.get("tools", {}).items():
                 console.print(
-                    f"{split} {when}, tools that {'read' if effect == 'reads' else 'change state'}: {t['calls']:.2f} calls an "
-                    f"episode, {t['error_rate']:.1%} answered with an error",
+                    f"{split} {when}, tools that {'read' if effect == 'reads' else 'change state'}: "
+                    f"{t['calls']:.2f} calls per episode, of which {t['error_rate']:.1%} returned an error",
                     soft_wrap=True,
                 )
 
 
 def show_verdict(document: Mapping[str, Any], console: Console) -> None:
-    """The sentence and the figures that are on top of the page, regressions first and marked."""
+    """Print the sentence and the figures from the top of the page, with regressions first and marked."""
     found = verdict(document)
     console.print()
     style = "bold red" if found.worse else "bold"
@@ -115,7 +115,8 @@ def show_verdict(document: Mapping[str, Any], console: Console) -> None:
 
 
 def _show_recipe(recipe: Mapping[str, str] | None, console: Console) -> None:
-    """What trained, and whether it lowers what the teacher lowers if that is not so everywhere; nothing in reports of before."""
+    """Print the trained recipe, with a note if it does not always lower what the teacher lowers; print nothing for
+    reports of older releases."""
     if recipe is None:
         return
     lowers = (
@@ -127,7 +128,8 @@ def _show_recipe(recipe: Mapping[str, str] | None, console: Console) -> None:
 
 
 def _show_coverage(twins: Mapping[str, Any] | None, console: Console) -> None:
-    """Which findings have a twin, by class, and what the policy does in them; nothing if none was scored."""
+    """Print which findings have a twin, by class, and the policy's behaviour in them; print nothing if no twin was
+    scored."""
     if twins is None:
         return
     classes = ", ".join(f"{printable(n)} {x['covered']}/{x['findings']}" for n, x in twins["by_class"].items())
@@ -148,7 +150,8 @@ def _number(value: float | None) -> str:
 
 
 def show_files(reports: Sequence[FileReport], console: Console) -> None:
-    """A few lines per trace file: what it holds, what the checks say, what was not read and why."""
+    """Print a few lines per trace file: its contents, the findings of the checks, and unread content with the
+    reason."""
     for r in reports:
         console.print(f"[bold]{escape(printable(r.path))}[/]" + (f"  ({r.format})" if r.format else ""), soft_wrap=True)
         if r.traces:
@@ -171,7 +174,7 @@ def show_files(reports: Sequence[FileReport], console: Console) -> None:
             console.print(f"  [yellow]{text}[/]" if r.failures else f"  {text}", soft_wrap=True, highlight=False)
         for item in r.lost or ():
             place = item.path or "the whole record"
-            why = item.reason or "[bold]no reason is known[/]"
+            why = item.reason or "[bold]the reason is unknown[/]"
             shown = escape(printable(item.example)) if item.reason is None else ""
             console.print(
                 f"  not in the traces: {escape(place)}: {item.strings} texts, {item.characters} characters: {why} {shown}",

@@ -1,4 +1,4 @@
-"""A trace as plain text: who said what, calls with their arguments as they were written."""
+"""A trace as plain text: each message with its role, and calls with their arguments as written."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def transcript(messages: Sequence[Mapping[str, Any]]) -> str:
-    """Return the messages of a trace, as they are stored, as text."""
+    """Return the stored messages of a trace as text."""
     return "\n".join(map(_message, messages))
 
 

@@ -1,7 +1,7 @@
-"""Twins in the report: beside each finding its own, and over all of them coverage by class and what the policy does there.
+"""Twins in the report: each finding with its own, and for all of them the coverage by class and the policy's behaviour.
 
-Probabilities are of the sampled token at the decision token of the finding's hint: in the original context, in the twin's, and in
-the twin's after training.
+Probabilities refer to the sampled token at the decision token of the finding's hint: in the original context, in the
+twin's context, and in the twin's context after training.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ def twin_entries(
     """Return each finding's twins without their text (see `with_edit`), by key of the hint's target.
 
     Args:
-        heads: of all targets; those of another kind are passed over.
-        items: by key of the twin's target.
-        after: by key of the twin's target, log-probabilities of the step's tokens after training, float32 [T].
+        heads: heads of all targets; those of other kinds are ignored.
+        items: twins by the key of their target.
+        after: by the key of the twin's target, log-probabilities of the step's tokens after training, float32 [T].
     """
     found: dict[str, list[dict[str, Any]]] = {}
     for head in heads:
@@ -57,7 +57,7 @@ def _entry(head: TargetHead, item: TwinItem, trained: bool, after: np.ndarray | 
 
 
 def with_edit(entry: Mapping[str, Any], item: TwinItem) -> dict[str, Any]:
-    """Return the whole entry of a twin, as the report has it beside its finding."""
+    """Return the whole entry of a twin, as the report lists it with its finding."""
     edit = item.twin.edit.model_dump(mode="json", include={"replacements", "removed"})
     return {**entry, "reasons": list(entry["reasons"]), "notes": list(item.twin.notes), "edit": edit}
 
@@ -65,11 +65,11 @@ def with_edit(entry: Mapping[str, Any], item: TwinItem) -> dict[str, Any]:
 def twin_document(
     hints: Sequence[TargetHead], entries: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> dict[str, Any] | None:
-    """Return what is said of all twins; None if none was scored.
+    """Return the summary of all twins; None if none was scored.
 
     Args:
         hints: heads of all scored hints.
-        entries: what `twin_entries` gives.
+        entries: the result of `twin_entries`.
     """
     every = [e for some in entries.values() for e in some]
     if not every:
@@ -111,7 +111,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def edit_lines(edit: Mapping[str, Any]) -> list[str]:
-    """Return the places of an edit in words, one line each."""
+    """Return a description of an edit, with one line per place."""
     lines = []
     for r in edit["replacements"]:
         place = f"{'message' if r['where'] == 'message' else 'tool'} {r['index']}"
@@ -119,9 +119,9 @@ def edit_lines(edit: Mapping[str, Any]) -> list[str]:
         if not r["old"]:
             lines.append(f"{place}: adds {r['new']!r}")
         elif not r["new"]:
-            lines.append(f"{place}: takes out {r['old']!r}{times}")
+            lines.append(f"{place}: removes {r['old']!r}{times}")
         else:
             lines.append(f"{place}: {r['old']!r} → {r['new']!r}{times}")
     if edit["removed"]:
-        lines.append(f"takes out the messages {', '.join(map(str, edit['removed']))}")
+        lines.append(f"removes the messages {', '.join(map(str, edit['removed']))}")
     return lines

@@ -1,6 +1,6 @@
 """The verdict of a report: one sentence and at most six figures, regressions first.
 
-It is computed from the report document alone, so that the page, the terminal and a shared report say the same.
+It is computed only from the report document, so that the page, the terminal and a shared report agree.
 """
 
 from __future__ import annotations
@@ -14,47 +14,48 @@ State = Literal["worse", "look", "unknown", "good"]
 ORDER: tuple[State, ...] = ("worse", "look", "unknown", "good")
 """The order of figures on the page: regressions first."""
 MARKS: Mapping[State, str] = {"worse": "WORSE", "look": "LOOK", "unknown": "NOT MEASURED", "good": "ok"}
-"""How a state is marked in words, so that no colour is needed to read it."""
+"""How a state is marked in words, so that it can be read without colour."""
 STILL_LIKELY = 0.5
-"""A trained finding whose error has at least this probability after training is still likely."""
+"""The error of a trained finding counts as still likely if its probability after training is at least this."""
 RAISED = 0.05
-"""Probability. A trained finding whose error became more probable by more than this is a regression; a mean that moved by less is
-said to have hardly changed."""
+"""A trained finding whose error has become more probable by more than this is a regression; a mean that has moved by
+less counts as hardly changed."""
 MAX_OFF_TARGET_KL = 0.1
-"""Nats per token: the bound where the run's configuration has none (`rollout.stop.max_off_target_kl`)."""
+"""The bound in nats per token if the run's configuration has none (`rollout.stop.max_off_target_kl`)."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure of a verdict."""
+    """Hold one figure of a verdict."""
 
     title: str
     value: str
-    """The figure in a few words."""
+    """The value in a few words."""
     lines: tuple[str, ...]
     """The rows behind it, one line each, the worst first."""
     state: State
     anchor: str
-    """Id on the page of the rows behind the figure."""
+    """Id on the page of the rows from which the figure is computed."""
     worse: tuple[str, ...] = ()
-    """What of it became worse, for the sentence."""
+    """What has become worse, for the sentence."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The verdict of a report."""
+    """Hold the verdict of a report."""
 
     sentence: str
     figures: tuple[Figure, ...]
 
     @property
     def worse(self) -> int:
-        """Number of figures that show a regression."""
+        """Return the number of figures that show a regression."""
         return sum(f.state == "worse" for f in self.figures)
 
 
 def verdict(document: Mapping[str, Any]) -> Verdict:
-    """Compute the verdict of a report document (see docs/report.md), also of a shared one or of an older release."""
+    """Compute the verdict of a report document (see docs/report.md), including shared ones and those of older
+    releases."""
     near, tasks = _splits(document)
     figures = [
         _played("near-misses", near, "near-misses"),
@@ -69,24 +70,23 @@ def verdict(document: Mapping[str, Any]) -> Verdict:
 
 
 def split_rows(document: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return each split of the environment with the id of its first row on the page; near-misses share one where they
-    begin."""
+    """Return each split of the environment with the id of its first row on the page; near-misses share one id."""
     names = list((document.get("environment") or {}).get("splits", {}))
     first = next((n for n in names if is_near_miss(n)), None)
     return [(n, "near-misses" if n == first else f"split-{i}") for i, n in enumerate(names, 1)]
 
 
 def is_near_miss(split: str) -> bool:
-    """Return whether a split of the environment is a family of near-misses, by its name: `near_miss_unknown_tool`."""
+    """Return whether a split of the environment is a family of near-misses, according to its name:
+    `near_miss_unknown_tool`."""
     return split.lower().replace("-", "_").startswith("near_miss")
 
 
 def fell(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
-    """Return whether success fell by more than chance: the 95 % interval of the difference of two shares lies below
-    zero.
+    """Return whether success fell by more than chance: the 95 % interval of the difference of two shares is below zero.
 
-    Source: Agresti and Caffo 2000 (one success and one failure are added to each side). The episodes are taken as
-    independent, which is cautious for tasks that are played twice.
+    Source: Agresti and Caffo 2000 (one success and one failure are added to each side). Episodes are treated as
+    independent, which is conservative for tasks that are played twice.
     """
     shares = []
     for x in (before, after):
@@ -104,7 +104,7 @@ def _splits(document: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
 
 
 def _played(title: str, splits: Mapping[str, Any], anchor: str) -> Figure:
-    """Success before and after training, by split; a split is worse where success fell by more than chance."""
+    """Return success before and after training by split; a split is worse if success fell by more than chance."""
     both = {name: by for name, by in splits.items() if by.get("before") and by.get("after")}
     if not both:
         return Figure(title, "not measured before and after", (), "unknown", "environment")
@@ -128,7 +128,7 @@ def _change(by: Mapping[str, Any]) -> float:
 
 
 def _short(split: str) -> str:
-    """Return a family of near-misses without the words that the figure's title says already."""
+    """Return a family of near-misses without the words that are already in the figure's title."""
     family = split[len("near_miss") :].lstrip("_-") if is_near_miss(split) else ""
     return f"family {family}" if family.isdigit() else family or split
 
@@ -164,7 +164,7 @@ def _still_likely(document: Mapping[str, Any]) -> Figure:
     raised = sum(after - before > RAISED for before, after in read)
     lines, worse = [f"trained: {likely} of {len(read)} at {STILL_LIKELY:g} or more"], []
     if len(read) < trained:
-        lines.append(f"{trained - len(read)} trained findings have no decision token that was read again")
+        lines.append(f"{trained - len(read)} trained findings have no decision token that was measured again")
     if raised:
         lines.append(f"{raised} more likely than before training, by over {RAISED:g}")
         worse.append(f"{raised} trained findings are more likely than before")
@@ -179,14 +179,14 @@ def _still_likely(document: Mapping[str, Any]) -> Figure:
 
 
 def _read_again(finding: Mapping[str, Any]) -> list[tuple[float, float]]:
-    """Probability of the decision token before training and after it, if it was read again."""
+    """Return the probability of the decision token before and after training, if it was measured again."""
     decision = finding.get("decision")
     return [] if not decision or decision["after"] is None else [(decision["before"], decision["after"])]
 
 
 def _measured_on(document: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
-    """Return where the effect of training is quoted from, and its mean probabilities: held-out traces, else accepted
-    findings."""
+    """Return the findings on which the effect of training is reported, and its mean probabilities: held-out traces,
+    else accepted findings."""
     effects = document["effects"]
     held = effects["by_split"]["holdout"]["error_probability"]
     if held["after"] is not None:
@@ -211,7 +211,8 @@ def _tripwires(document: Mapping[str, Any]) -> Figure:
 
 
 def _left_open(document: Mapping[str, Any]) -> Figure:
-    """Critiques that another try may give, and findings that could not be scored; what was skipped on purpose is said."""
+    """Return critiques that may succeed in another attempt, and findings that could not be scored; intentional skips
+    are listed."""
     f = document["funnel"]
     owed = f["critique"].get("owed")
     n, word = (sum(_counts(f["critique"]["failed"]).values()), "failed") if owed is None else (owed, "owed")
@@ -227,20 +228,20 @@ def _left_open(document: Mapping[str, Any]) -> Figure:
 
 
 def _counts(found: Mapping[str, Any]) -> dict[str, int]:
-    """Return the numbers among the entries: a shared document holds None in place of anything else."""
+    """Return the numbers among the entries: a shared document has None in place of anything else."""
     return {name: n for name, n in found.items() if n is not None}
 
 
 def _sentence(document: Mapping[str, Any], figures: Sequence[Figure]) -> str:
-    """Return what training did to the error, then what became worse."""
+    """Return the sentence: the effect of training on the error, then what became worse."""
     worse = [f"{f.title} ({', '.join(f.worse)})" for f in figures if f.state == "worse"]
     unknown = [f.title for f in figures if f.state == "unknown"]
     said = _effect(document)
     if worse:
         return f"{said}, but there is a regression: {_listed(worse)}."
     if unknown:
-        return f"{said}; nothing that was measured is worse beyond chance; not measured: {_listed(unknown)}."
-    return f"{said}, and nothing that was measured is worse beyond chance."
+        return f"{said}; no measurement is worse beyond chance; not measured: {_listed(unknown)}."
+    return f"{said}, and no measurement is worse beyond chance."
 
 
 def _effect(document: Mapping[str, Any]) -> str:

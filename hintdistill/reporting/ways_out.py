@@ -1,4 +1,4 @@
-"""Findings that were not scored: for each reason its meaning and a way out."""
+"""The reasons why findings were not scored, each with its meaning and a way out."""
 
 from __future__ import annotations
 
@@ -11,29 +11,35 @@ from markupsafe import Markup
 from hintdistill.reporting.markup import html_table
 
 SHOWN = 100
-"""Findings listed one by one at most; report.json has all."""
+"""Largest number of findings listed individually; report.json contains all."""
 WAYS_OUT: Mapping[str, tuple[str, str]] = {
     "consequence": (
         "An earlier finding caused the error, and only root errors are corrected.",
-        "None is needed. Where the critic is wrong about the cause, mend its prompt (critic.llm.prompt).",
+        "No action is needed. If the critic is wrong about the cause, improve its prompt (critic.llm.prompt).",
     ),
-    "not_decisive": ("Its critic says that the run did not fail by it.", "critic.select=roots takes all root errors."),
-    "low_confidence": ("Its critic is less sure of it than is asked.", "Lower critic.min_confidence."),
-    "over_max_per_trace": ("The trace has more findings than are taken of one trace.", "Raise critic.max_per_trace."),
-    "given_step": ("Somebody else wrote the step; the student did not.", "traces.student_role names the student."),
+    "not_decisive": (
+        "Its critic judged that the error did not make the run fail.",
+        "Set critic.select=roots to use all root errors.",
+    ),
+    "low_confidence": ("The critic's confidence is below the required one.", "Lower critic.min_confidence."),
+    "over_max_per_trace": ("The trace has more findings than are used per trace.", "Raise critic.max_per_trace."),
+    "given_step": ("The student did not write the step.", "Set traces.student_role to the student's role."),
     "cut_step": (
-        "The step ended at a limit of tokens, so that its end is not the student's.",
-        "Record traces with a higher limit of tokens.",
+        "The step was cut at a token limit, so the student did not choose its end.",
+        "Record traces with a higher token limit.",
     ),
     "no_hint": (
-        "The critic gave no hint, and no template is written for its class.",
+        "The critic gave no hint, and there is no template for its class.",
         "Write hints/CLASS.jinja in critic.prompts, or let an LLM critic write hints.",
     ),
-    "no_demonstration": ("No demonstration of the task is known.", "Name a file in inject.contexts.demonstrations."),
-    "no_file": ("inject.contexts.file has no text for the task.", "Write one into the file."),
-    "no_finding": ("The critics found nothing in the trace.", "None is needed, if they are right."),
+    "no_demonstration": (
+        "There is no known demonstration of the task.",
+        "Set inject.contexts.demonstrations to a file.",
+    ),
+    "no_file": ("inject.contexts.file has no text for the task.", "Add one to the file."),
+    "no_finding": ("The critics found no error in the trace.", "No action is needed, if they are right."),
     "no_observation": (
-        "Nothing follows the step, and nobody says how the trace ended.",
+        "Nothing follows the step, and the trace does not record how it ended.",
         "Give traces a reward, or a field `feedback`.",
     ),
     "no_other_hint": (
@@ -41,10 +47,10 @@ WAYS_OUT: Mapping[str, tuple[str, str]] = {
         "Write hints/CLASS.jinja for more classes.",
     ),
     "no_own_success": (
-        "The trace did not succeed, and its own success is asked for.",
-        "inject.hint=verified takes a peer's.",
+        "The trace did not succeed, but its own success is required.",
+        "inject.hint=verified uses a successful peer instead.",
     ),
-    "no_part": ("The context is one word, which has no part.", "Write longer hints."),
+    "no_part": ("The context is a single word, so it has no part.", "Write longer hints."),
     "no_peer": ("No other rollout of the task has a reward.", "Play each task several times: rollout.sample.per_task."),
     "no_peer_failure": ("No other rollout of the task failed.", "Play each task more often: rollout.sample.per_task."),
     "no_peer_success": (
@@ -52,56 +58,57 @@ WAYS_OUT: Mapping[str, tuple[str, str]] = {
         "Play each task more often: rollout.sample.per_task.",
     ),
     "no_rule": (
-        "There are no words for the rule that the class breaks.",
+        "There is no text for the rule that the class violates.",
         "Add them to candidates/principle.jinja in critic.prompts.",
     ),
-    "no_solution": ("No reference solution of the task is known.", "Name a file in inject.contexts.solutions."),
-    "no_tools": ("The trace has no tool schemas to name.", "traces.tools names a file of them."),
+    "no_solution": ("There is no known reference solution of the task.", "Set inject.contexts.solutions to a file."),
+    "no_tools": ("The trace has no tool schemas whose tools could be named.", "Set traces.tools to a file of schemas."),
     "template": (
         "The chat template has no place for a hint here.",
-        "Allow more in inject.placements; docs/templates.md says what works where.",
+        "Add placements to inject.placements; docs/templates.md says which ones a template allows.",
     ),
     "splice": (
         "The hint could not be put above the step as one insertion.",
-        "Allow more in inject.placements; `hintdistill doctor CONFIG` shows what the template does.",
+        "Add placements to inject.placements; `hintdistill doctor CONFIG` shows what the template allows.",
     ),
     "control_tokens": (
-        "The hint spells out tokens that the chat template is built of.",
-        "Mend the hint's template, or the critic's prompt.",
+        "The hint contains control tokens of the chat template.",
+        "Correct the hint's template, or the critic's prompt.",
     ),
     "hint_too_long": (
-        "The hint is longer than is allowed.",
+        "The hint is longer than allowed.",
         "Shorten it, or raise inject.max_hint_tokens and inject.max_hint_share.",
     ),
     "quote_not_found": (
-        "The words that the critic quotes are not in the step.",
-        "critic.llm.drop_unfound_quotes drops such findings; inject.min_quote_match takes quotes that differ more.",
+        "The words quoted by the critic are not in the step.",
+        "critic.llm.drop_unfound_quotes drops such findings; a lower inject.min_quote_match accepts quotes "
+        "that differ more.",
     ),
-    "trace": ("The trace breaks a rule of its format at this step.", "docs/traces.md has the formats."),
-    "lost_step": ("The step's own text was not recorded.", "Record traces with token ids or the raw text."),
-    "unread_branches": ("The trace is a tree, of which one branch was read.", "Write each branch as a trace."),
+    "trace": ("The trace violates a rule of its format at this step.", "docs/traces.md describes the formats."),
+    "lost_step": ("The step's own text was not recorded.", "Record traces with token ids or raw text."),
+    "unread_branches": ("The trace is a tree, and only one branch was read.", "Write each branch as a trace."),
     "context_length": (
         "The step with its hint is longer than the model's context.",
-        "Take a model with a longer context, or shorter traces.",
+        "Use a model with a longer context, or shorter traces.",
     ),
     "score": (
         "The engine gave no usable score for a token of the step.",
-        "Its message says which; try another rescore.engine.",
+        "Its message names the token; try another rescore.engine.",
     ),
     "model": (
         "The model or its tokenizer refuses the step.",
-        "Its message says why; `hintdistill doctor` looks at the model.",
+        "Its message says why; `hintdistill doctor` checks the model.",
     ),
 }
-"""Reason → what it means, and what can be done."""
+"""Reason → its meaning, and a remedy."""
 OTHER = (
-    "A part that is not of this toolkit gave this reason, or its message says what happened.",
-    "See its message below.",
+    "A plug-in gave this reason, or the message describes it.",
+    "See the message below.",
 )
 
 
 def body(document: Mapping[str, Any]) -> str:
-    """Return the section of the page: reasons with their ways out, then the findings."""
+    """Return the section of the page: reasons with their remedies, then the findings."""
     left = document["unscored"]
     if not left:
         return ""

@@ -1,4 +1,4 @@
-"""Which findings a reader sees first: those whose error is still probable, trained ones before all others."""
+"""Decide which findings a reader sees first: those whose error is still probable, trained ones before all others."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from hintdistill.core.rows import Picked
 GROUPS = ("trained", "held out, accepted", "accepted, not trained", "rejected")
 """The groups of findings, in the order in which they are shown."""
 SHARE: Mapping[str, int] = {"trained": 3, "held out, accepted": 1, "accepted, not trained": 1, "rejected": 1}
-"""Places that a group gets in each turn, where not all findings can be shown: half of them go to trained findings."""
+"""Places that a group gets in each turn if not all findings can be shown; half of them go to trained findings."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """How many findings of a group are shown."""
+    """Count the shown and hidden findings of a group."""
 
     name: str
     shown: int
     findings: int
     residual: float | None
-    """Residual probability of the most harmless finding that is shown: all that are left out have at most this one."""
+    """Smallest residual probability among the shown findings; all hidden ones have at most this."""
 
 
 def residual(finding: Mapping[str, Any]) -> float:
-    """Probability of the error that is left: after training, or today if nothing was trained; 0 without a decision token."""
+    """Return the remaining probability of the error: after training, or the present one if nothing was trained; 0
+    without a decision token."""
     decision = finding["decision"]
     if not decision:
         return 0.0
@@ -46,7 +47,7 @@ def group_of(finding: Mapping[str, Any]) -> str:
 def worst_first(findings: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
     """Sort findings by residual probability of the error, highest first; ties by trace and step.
 
-    They may be on disk, and stay there.
+    Findings may be on disk, and stay there.
     """
     order = [_order(f) for f in findings]
     return Picked(findings, sorted(range(len(order)), key=order.__getitem__))
@@ -57,10 +58,10 @@ def _order(finding: Mapping[str, Any]) -> tuple[float, str, int, str]:
 
 
 def worst(findings: Sequence[Mapping[str, Any]], n: int) -> tuple[Sequence[Mapping[str, Any]], list[Group]]:
-    """Choose at most `n` findings, group by group and worst first in each, and count what is left out.
+    """Choose at most `n` findings, group by group and worst first in each, and count the rest.
 
-    Where not all fit, half of the places go to trained findings; places that a group does not need go to the others. Findings
-    that are on disk stay there: of each, its place in the order is kept.
+    If not all fit, half of the places go to trained findings; places that a group does not need go to the others.
+    Findings on disk stay there; only the position of each in the order is kept.
     """
     lanes: dict[str, list[tuple[Any, int]]] = {name: [] for name in GROUPS}
     for number, finding in enumerate(findings):

@@ -1,1 +1,1 @@
-"""Fresh traces from the current student, and its success in an environment."""
+"""Sample fresh traces from the current student, and measure its success in an environment."""

@@ -1,8 +1,8 @@
-"""A student's adapter as a server can take it: one low-rank adapter on the model that the loop began with.
+"""A student's adapter in the form that a server accepts: one low-rank adapter on the loop's first model.
 
-Each round trains a new adapter on the student before it. What a server holds is the first model, so the adapters of all rounds
-since are put side by side: with ΔW = Σ s_i B_i A_i, A is the A_i one below the other and B the s_i B_i one beside the other, of the
-sum of their ranks and scaled by 1. That is exact, and the rank grows with the rounds.
+Each round trains a new adapter on the previous student. The server holds the first model, so the adapters of all rounds
+are concatenated: with ΔW = Σ s_i B_i A_i, A stacks the A_i vertically and B stacks the s_i B_i horizontally; the rank
+is the sum of their ranks, and the scale is 1. That is exact, and the rank grows with the rounds.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from hintdistill.core.errors import ConfigError
 from hintdistill.core.models import ADAPTER_CONFIG, resolve_model
 
 STACKED = "adapter-for-server"
-"""Folder beside a student with its adapter as a server takes it."""
+"""Name of the folder, next to a student, with its adapter in the form a server accepts."""
 WEIGHTS = "adapter_model.safetensors"
 
 
 def adapter_of(student: Path) -> Path | None:
-    """Return the folder of the adapter that a student was trained as; None if it holds whole weights alone."""
+    """Return the folder of the adapter from which a student was made; None if it has only whole weights."""
     return next((f for f in (student, student / "adapter") if (f / ADAPTER_CONFIG).is_file()), None)
 
 
 def chain_of(student: Path, initial: Path) -> list[Path]:
-    """Return the adapters from the initial model up to a student, first one first; empty for the initial model itself.
+    """Return the adapters from the initial model up to a student, in order; empty for the initial model itself.
 
     Raises:
-        ConfigError: the student, or one that it is on, is no adapter on the initial model.
+        ConfigError: the student, or one that it is based on, is not an adapter on the initial model.
     """
     chain: list[Path] = []
     at, initial = student.resolve(), initial.resolve()
@@ -40,7 +40,7 @@ def chain_of(student: Path, initial: Path) -> list[Path]:
         folder = adapter_of(at)
         if folder is None or len(chain) > 1000:
             raise ConfigError(
-                f"{at} holds no adapter, and the server is to be handed adapters on {initial}",
+                f"{at} contains no adapter, but the server should receive adapters on {initial}",
                 hint="set train.lora and train.save=both or adapter, or rollout.sample.server.hand_over=weights",
             )
         chain.insert(0, folder)
@@ -50,10 +50,10 @@ def chain_of(student: Path, initial: Path) -> list[Path]:
 
 
 def adapter_for_server(student: Path, initial: Path) -> Path | None:
-    """Return one adapter folder on the initial model that gives the student; None for the initial model itself.
+    """Return one adapter folder that turns the initial model into the student; None for the initial model itself.
 
     Raises:
-        ConfigError: see `chain_of`; or an adapter does what a sum of low-rank products does not.
+        ConfigError: see `chain_of`; or an adapter is more than a sum of low-rank products.
     """
     chain = chain_of(student, initial)
     if len(chain) < 2:
@@ -78,7 +78,7 @@ def _stack(chain: list[Path], into: Path) -> None:
         counts = {len(p) for p in parts.values()}
         if len(counts) != 1:
             raise ConfigError(
-                f"{folder} adapts other modules than the adapter before it, so they do not make one adapter"
+                f"{folder} adapts other modules than the adapter before it, so they cannot be combined into one"
             )
         rank += int(config["r"])
     whole = {n: torch.cat(p, 0 if "lora_A" in n else 1).contiguous() for n, p in parts.items()}

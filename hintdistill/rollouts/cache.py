@@ -1,7 +1,7 @@
-"""Keys and values of a batch that is being sampled, in buffers with room to grow.
+"""Keys and values of a batch during sampling, in buffers with room to grow.
 
-The library's own layers put every new token's keys behind the old ones by copying both, which for a small model is a third of
-the time of a rollout. Here a token is written into room that is there already.
+The library's own layers append every new token's keys by copying all keys, which for a small model takes a third of the
+time of a rollout. Here a token is written into space that was already allocated.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 ROOM = 64
-"""Tokens of room that a buffer gets when it is made again."""
+"""Number of free token places in a newly allocated buffer."""
 
 
 class GrowingLayer(DynamicLayer):
-    """One layer's keys and values [B, heads, S, D]; `keys` and `values` are the filled part of the buffers."""
+    """Hold one layer's keys and values [B, heads, S, D]; `keys` and `values` are the filled part of the buffers."""
 
     keys: Any
     values: Any
@@ -27,7 +27,7 @@ class GrowingLayer(DynamicLayer):
         self._buffers: list[Tensor | None] = [None, None]
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Append the new tokens' keys and values; returns all of them."""
+        """Append the new tokens' keys and values, and return all of them."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         self.keys = self._appended(0, self.keys, key_states)
@@ -51,7 +51,7 @@ def _begins(buffer: Tensor, held: Tensor) -> bool:
 
 
 def growing_cache(config: Any) -> Any:
-    """Return an empty cache of growing layers, for a model whose every layer has full attention."""
+    """Return an empty cache of growing layers, for a model with full attention in every layer."""
     cache = DynamicCache(config=config)
     cache.layers = [GrowingLayer() for _ in cache.layers]
     return cache

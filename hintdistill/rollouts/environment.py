@@ -1,9 +1,9 @@
-"""The Environment protocol: how an environment is asked for fresh traces and for success.
+"""The Environment protocol, by which fresh traces are sampled from an environment and success is measured.
 
-An environment is small on purpose, so that a verifiers, OpenEnv or Gymnasium-style tool environment wraps in a few
-lines: `reset` gives the opening messages and the tool schemas, `step` takes one assistant message and gives the
-messages that answer it. A `TaskSuite` says which tasks exist; `check` measures, and judges twins if they are made. A suite
-may have a third method, `tool_effects`, that says which tools change state; see `effects_of`.
+The protocol is small, so that a tool environment in the style of verifiers, OpenEnv or Gymnasium can be wrapped in a
+few lines: `reset` returns the opening messages and the tool schemas, and `step` takes one assistant message and returns
+the messages that answer it. A `TaskSuite` defines the tasks; its `check` is used for measuring, and for judging twins.
+A suite may have a further method, `tool_effects`, that says which tools change state; see `effects_of`.
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ from hintdistill.core.types import Finding, Message, ToolEffect, Trace
 
 @dataclass(frozen=True)
 class Start:
-    """What the student sees first."""
+    """Hold the messages and tools that the student sees first."""
 
     messages: tuple[Message, ...]
-    """Assistant messages among them are an agent's greeting, before the first user message, or a demonstration, which is marked
-    `given=True`, as its calls are answered by tool messages. Neither is a step of the student."""
+    """Opening messages. An assistant message among them is either an agent's greeting, before the first user message,
+    or a demonstration, which is marked `given=True` and whose calls are answered by tool messages. Neither is a step of
+    the student."""
     tools: tuple[dict[str, Any], ...]
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What the environment answers to one assistant message. With `done`, `reward` says how the episode went."""
+    """Hold the environment's answer to one assistant message. With `done`, `reward` rates the episode."""
 
     messages: tuple[Message, ...]
     done: bool
@@ -36,23 +37,23 @@ class Reply:
 
 
 class Environment(Protocol):
-    """One episode at a time. Not shared between threads."""
+    """Run one episode at a time. An environment is not shared between threads."""
 
     def reset(self, task: str) -> Start:
-        """Begin `task`. Raises ValueError for a task it does not know."""
+        """Begin `task`. Raises ValueError for an unknown task."""
         ...
 
     def step(self, message: Message) -> Reply:
-        """Answer one assistant message; `message.tool_calls` holds what was parsed from its text."""
+        """Answer one assistant message; `message.tool_calls` contains the calls parsed from its text."""
         ...
 
 
 @runtime_checkable
 class TaskSuite(Protocol):
-    """A set of tasks, split once and for all, and the environments to run them in."""
+    """Define a set of tasks with fixed splits, and create the environments to run them in."""
 
     def splits(self) -> dict[str, Sequence[str]]:
-        """Task names by split, e.g. `train`, `validation`, `test`."""
+        """Return task names by split, e.g. `train`, `validation`, `test`."""
         ...
 
     def make(self) -> Environment:
@@ -60,20 +61,21 @@ class TaskSuite(Protocol):
         ...
 
     def check(self, trace: Trace) -> Sequence[Finding]:
-        """Return the errors the environment itself can see in a trace, which may end at any step.
+        """Return the errors in a trace that the environment itself can detect; the trace may end at any step.
 
-        Measures; where twins are made, a twin in whose step it finds an error is dropped. Never selects what is corrected.
+        The result is used for measuring; if twins are made, a twin with an error in its step is dropped. It never
+        selects what is corrected.
         """
         ...
 
 
 def effects_of(suite: TaskSuite) -> dict[str, ToolEffect]:
-    """Return the effects of a suite's tools by name: `reads` or `changes`; empty if it does not say.
+    """Return the effects of a suite's tools by name, `reads` or `changes`; empty if the suite does not declare them.
 
-    A suite says so by a method of its own choice, `tool_effects() -> {name: "reads" | "changes"}`.
+    A suite declares them by the optional method `tool_effects() -> {name: "reads" | "changes"}`.
 
     Raises:
-        ConfigError: it raised, or gave something else.
+        ConfigError: the method raised an error, or returned another value.
     """
     ask = getattr(suite, "tool_effects", None)
     if ask is None:
@@ -84,5 +86,8 @@ def effects_of(suite: TaskSuite) -> dict[str, ToolEffect]:
         raise ConfigError(f"tool_effects of the environment raised {type(error).__name__}: {error}") from error
     for name, effect in given.items():
         if not isinstance(name, str) or effect not in ("reads", "changes"):
-            raise ConfigError(f"tool_effects of the environment says {effect!r} of {name!r}, not `reads` or `changes`")
+            raise ConfigError(
+                f"tool_effects of the environment gives the effect {effect!r} for {name!r}; it must be `reads` or "
+                "`changes`"
+            )
     return given

@@ -23,37 +23,38 @@ from hintdistill.rollouts.sampling import Episode, Sampler, SamplingOptions
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one episode went; what paired comparisons are made of."""
+    """Describe the result of one episode, for paired comparisons."""
 
     task: str
     success: bool
     errors: tuple[str, ...]
-    """Classes of the root errors that the environment's own checker sees."""
+    """Classes of the root errors found by the environment's own checker."""
     failure: str | None = None
     calls: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    """By what the tool does (`reads`, `changes`): how many calls the student made, and how many an error answered."""
+    """By tool effect (`reads`, `changes`): the number of the student's calls, and of those answered by an error."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How one set of weights did on one split; shares are of episodes."""
+    """Hold the results of one set of weights on one split; shares are of episodes."""
 
     episodes: int
     success_rate: float
     error_rate: float
-    """Share of episodes with at least one root error that the environment's own checker sees."""
+    """Share of episodes in which the environment's own checker finds at least one root error."""
     errors: dict[str, float]
-    """Share of episodes with a root error of that class."""
+    """Share of episodes with a root error of each class."""
     failures: dict[str, int]
-    """Episodes that came to nothing or ran into a limit of tokens, by reason; they count as unsuccessful."""
+    """Number of episodes that failed without a result or reached a token limit, by reason; they count as
+    unsuccessful."""
     tools: dict[str, dict[str, float]] = field(default_factory=dict)
-    """By what tools do (`reads`, `changes`): `calls` and `successful` calls per episode, and `error_rate`, the share of calls that an
-    error answered. Empty if nothing says what the tools do."""
+    """By tool effect (`reads`, `changes`): `calls` and `successful` calls per episode, and `error_rate`, the share of
+    calls answered by an error. Empty if the effects of the tools are unknown."""
 
 
 def load_suite(spec: str) -> TaskSuite:
-    """Return a TaskSuite from `path/to/file.py:Name` or `package.module:Name`, or by the name that a package has
-    registered.
+    """Return a TaskSuite from `path/to/file.py:Name` or `package.module:Name`, or by the name under which a package has
+    registered it.
 
     Raises:
         ConfigError: the module or the name does not exist, or is not a TaskSuite.
@@ -72,11 +73,11 @@ def tasks_of(suite: TaskSuite, split: str, limit: int | None = None, patterns: S
     """Return the tasks of a split whose names match one of the shell-style patterns.
 
     Raises:
-        ConfigError: there is no such split (the error names those there are), or no task matches.
+        ConfigError: there is no such split (the error lists the existing ones), or no task matches.
     """
     splits = suite.splits()
     if split not in splits:
-        raise ConfigError(f"the environment has no split {split!r}", hint=f"it has {', '.join(splits)}")
+        raise ConfigError(f"the environment has no split {split!r}", hint=f"the splits are {', '.join(splits)}")
     found = [t for t in splits[split] if any(fnmatch.fnmatchcase(t, p) for p in patterns)]
     if not found:
         raise ConfigError(f"no task of the split {split!r} matches {', '.join(patterns)}")
@@ -84,19 +85,19 @@ def tasks_of(suite: TaskSuite, split: str, limit: int | None = None, patterns: S
 
 
 def checked(suite: TaskSuite, trace: Trace) -> list[Finding]:
-    """Return what the environment's own checker sees in a trace. Raises EnvironmentFailure if it raises or gives no
-    findings."""
+    """Return the errors that the environment's own checker finds in a trace. Raises EnvironmentFailure if it raises or
+    returns anything but findings."""
     try:
         found = list(suite.check(trace))
     except Exception as error:
         raise EnvironmentFailure(f"check raised {type(error).__name__}: {error}") from error
     if not all(isinstance(f, Finding) for f in found):
-        raise EnvironmentFailure("check returned something else than findings")
+        raise EnvironmentFailure("check returned something other than findings")
     return found
 
 
 def outcome_of(suite: TaskSuite, episode: Episode) -> Outcome:
-    """Judge a finished episode; one that the checker breaks on counts as failed, with the reason."""
+    """Judge a finished episode; if the checker raises on it, it counts as failed, with the reason."""
     try:
         found = checked(suite, episode.trace)
     except EnvironmentFailure as error:
@@ -109,7 +110,7 @@ def outcome_of(suite: TaskSuite, episode: Episode) -> Outcome:
 
 
 def calls_by_effect(trace: Trace) -> dict[str, list[int]]:
-    """Calls of the student's own steps by what the tool does: how many, and how many a result answered with an error."""
+    """Count the calls in the student's own steps by tool effect, and those answered by an error."""
     out: dict[str, list[int]] = {}
     for found in call_results(trace):
         effect = tool_effect(trace, found.call.name)
@@ -122,10 +123,10 @@ def calls_by_effect(trace: Trace) -> dict[str, list[int]]:
 
 
 def lost_changes(before: Evaluation, after: Evaluation, bound: float | None) -> str | None:
-    """Return what to say where successful state-changing calls per episode fell by more than `bound`, a share; None
-    where they did not.
+    """Return a message if successful state-changing calls per episode fell by a larger share than `bound`; None
+    otherwise.
 
-    Privileged distillation can lose such calls without a fall of success that a small split would show.
+    Privileged distillation can lose such calls although a small split shows no fall of success.
     """
     first, last = before.tools.get("changes"), after.tools.get("changes", {"successful": 0.0})
     if bound is None or first is None or first["successful"] <= 0:
@@ -134,22 +135,22 @@ def lost_changes(before: Evaluation, after: Evaluation, bound: float | None) -> 
     if fallen <= bound:
         return None
     return (
-        f"successful state-changing calls fell by {fallen:.0%}, from {first['successful']:.3g} to {last['successful']:.3g} an "
-        f"episode; the bound is {bound:.0%} (rollout.stop.max_changes_drop)"
+        f"successful state-changing calls fell by {fallen:.0%}, from {first['successful']:.3g} to "
+        f"{last['successful']:.3g} per episode; the bound is {bound:.0%} (rollout.stop.max_changes_drop)"
     )
 
 
 def summarise(outcomes: Iterable[Outcome]) -> Evaluation:
-    """Rates over outcomes.
+    """Return the rates over outcomes.
 
     Raises:
-        EnvironmentFailure: not a single episode came to an end.
+        EnvironmentFailure: no episode was finished.
     """
     played = list(outcomes)
     failures = Counter(o.failure for o in played if o.failure)
     if played and sum(failures.values()) == len(played):
         reason, count = failures.most_common(1)[0]
-        raise EnvironmentFailure(f"all {len(played)} episodes failed; {count} of them: {reason}")
+        raise EnvironmentFailure(f"all {len(played)} episodes failed; the reason for {count} of them: {reason}")
     n = max(1, len(played))
     by_class = Counter(c for o in played for c in o.errors)
     return Evaluation(
@@ -180,7 +181,8 @@ def evaluate(
     progress: Callable[[int], None] | None = None,
     keep: Callable[[Episode, Outcome], None] | None = None,
 ) -> Evaluation:
-    """Play every task once and count; `keep` is called with each episode. Raises EnvironmentFailure if none came to an end."""
+    """Play every task once and return the rates; `keep` is called with each episode. Raises EnvironmentFailure if none
+    was finished."""
     return summarise(outcomes(engine, renderer, suite, tasks, options, progress, keep))
 
 
@@ -193,7 +195,7 @@ def outcomes(
     progress: Callable[[int], None] | None = None,
     keep: Callable[[Episode, Outcome], None] | None = None,
 ) -> Iterator[Outcome]:
-    """Play every task once and yield how each ended, as the suite's checker sees it."""
+    """Play every task once and yield its outcome according to the suite's checker."""
     for episode in Sampler(engine, renderer, options).episodes(suite, tasks, progress):
         outcome = outcome_of(suite, episode)
         if keep is not None:

@@ -1,6 +1,6 @@
-"""How one step is sampled: by the weights in this process, or by a server that serves them.
+"""Sample one step, either with the weights in this process or on a server that has them.
 
-Both take token ids and give token ids, so that nothing the student sampled is ever tokenised again.
+Both take and return token ids, so that a sampled step is never tokenised again.
 """
 
 from __future__ import annotations
@@ -22,32 +22,34 @@ from hintdistill.rollouts.cache import growing_cache
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How episodes are sampled."""
+    """Hold the options for sampling episodes."""
 
     temperature: float = 1.0
     """0 is greedy."""
     top_p: float = 1.0
-    """Only the most likely tokens that together have this probability, after the temperature and `top_k`."""
+    """Sample only from the most likely tokens that together have this probability, after the temperature and
+    `top_k`."""
     top_k: int = 0
-    """Only so many most likely tokens; 0: all."""
+    """Sample only from this many most likely tokens; 0 means all."""
     min_p: float = 0.0
-    """Only tokens with at least this share of the most likely one's probability."""
+    """Sample only from tokens with at least this share of the most likely token's probability."""
     max_new_tokens: int = 256
-    """Tokens per step."""
+    """Largest number of tokens per step."""
     max_steps: int = 16
     batch_size: int = 64
     seed: int = 0
     parser: str = "hermes"
     logprobs: bool = False
-    """Whether to keep the log-probability of every sampled token (in process: one more prefill per step)."""
+    """Whether to keep the log-probability of every sampled token, which in this process takes one more prefill per
+    step."""
     timeout_s: float | None = 60.0
-    """Time an environment has for one answer; None waits for ever."""
+    """Seconds that an environment may take for one answer; None sets no limit."""
 
 
 def drawing(options: SamplingOptions) -> dict[str, Any]:
-    """Arguments of `model.generate` that draw from the distribution the options ask for; greedy at temperature 0.
+    """Return the arguments of `model.generate` that sample from the requested distribution; greedy at temperature 0.
 
-    The library applies the temperature, then `top_k`, `top_p` and `min_p`, each to what the one before left.
+    The library applies the temperature, then `top_k`, `top_p` and `min_p`, each to the result of the one before.
     """
     if options.temperature == 0:
         return {"do_sample": False, "temperature": None, "top_k": None, "top_p": None, "min_p": None}
@@ -58,15 +60,15 @@ def drawing(options: SamplingOptions) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Sampled:
-    """One sampled step; the end-of-turn token is kept if it was sampled."""
+    """Hold one sampled step, including the end-of-turn token if it was sampled."""
 
     ids: tuple[int, ...]
     logprobs: tuple[float, ...] | None = None
-    """Log-probability of each id at temperature 1, nats."""
+    """Log-probability of each id at temperature 1, in nats."""
 
 
 class Generator(Protocol):
-    """Samples one step after each of many contexts."""
+    """Sample one step after each of many contexts."""
 
     key: str
     """Key of the weights."""
@@ -85,24 +87,25 @@ class Generator(Protocol):
 
 @dataclass
 class _Kept:
-    """What was read and written in the last call: S columns, of which the model's keys and values hold all but the last."""
+    """Hold the tokens read and written in the last call: S columns; the model's keys and values cover all but the
+    last."""
 
     sequences: list[tuple[int, ...]]
     """Context and sampled ids of each row."""
     ids: torch.Tensor
     """int64 [B, S]"""
     mask: torch.Tensor
-    """int64 [B, S]; 0 at padding, which after a step that ended early is in the middle."""
+    """int64 [B, S]; 0 at padding, which is in the middle after a step that ended early."""
     cache: Any
 
 
 class TransformersGenerator:
-    """Batched sampling with `model.generate`.
+    """Sample in batches with `model.generate`.
 
-    The next turn of an episode begins with the context and step of this one, so their keys and values are kept, and only what
-    the environment added is read. If a context does not continue the one before it, or the model's attention is not
-    full attention throughout (padding in the middle would count against a window, and would enter a recurrent state),
-    everything is read again.
+    The next turn of an episode begins with the context and step of this one, so their keys and values are kept, and
+    only the environment's additions are read. Everything is read again if a context does not continue the previous one,
+    or if the model has layers without full attention (padding in the middle would count in a window, and would enter a
+    recurrent state).
     """
 
     def __init__(self, engine: TransformersEngine, reuse: bool = True) -> None:
@@ -113,7 +116,7 @@ class TransformersGenerator:
     def generate(
         self, contexts: Sequence[Sequence[int]], stop: Sequence[int], options: SamplingOptions, seed: int
     ) -> list[Sampled]:
-        """See `Generator.generate`."""
+        """Implement `Generator.generate`."""
         rows = self._rows(contexts, stop, options, seed)
         logprobs = self._logprobs(contexts, rows) if options.logprobs else [None] * len(rows)
         return [Sampled(tuple(row), lp) for row, lp in zip(rows, logprobs, strict=True)]
@@ -142,11 +145,11 @@ class TransformersGenerator:
         return rows
 
     def _attention(self, model: Any) -> AbstractContextManager[None]:
-        """Return what suits few new tokens; a window would be the library's to keep."""
+        """Return the attention suited to few new tokens; windowed attention is left to the library."""
         return sampling_attention(model) if self.reuse else nullcontext()
 
     def _empty(self) -> Any:
-        """Return a cache to begin with, or None for the library's own."""
+        """Return an empty initial cache, or None to use the library's own."""
         return growing_cache(self.engine.model.config.get_text_config()) if self.reuse else None
 
     def _padded(self, contexts: Sequence[Sequence[int]], device: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -160,8 +163,8 @@ class TransformersGenerator:
         return ids.to(device), mask.to(device)
 
     def _continued(self, contexts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor, Any] | None:
-        """Return the kept columns and what is new, or None if some context does not continue a kept row (in their
-        order)."""
+        """Return the kept columns and the new ones, or None if some context does not continue the kept row at its
+        position."""
         kept, self._kept = self._kept, None
         if kept is None:
             return None
@@ -207,7 +210,7 @@ def _cut(row: list[int], stop: Sequence[int]) -> list[int]:
 
 
 def _full_attention(config: Any) -> bool:
-    """Return whether every layer attends to everything before it through plain keys and values."""
+    """Return whether every layer attends to all earlier tokens through plain keys and values."""
     kinds = getattr(config, "layer_types", None)
     if kinds is not None:
         return set(kinds) == {"full_attention"}
@@ -218,7 +221,7 @@ def _full_attention(config: Any) -> bool:
 
 
 def _cache_name(model: Any) -> str:
-    """The argument was called `past_key_values` before transformers 5.24 or so."""
+    """Return the argument's name, which was `past_key_values` before transformers 5.24 or so."""
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 

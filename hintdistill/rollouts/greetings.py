@@ -1,4 +1,4 @@
-"""Greetings: what an agent says before the user does is given, and no step."""
+"""Greetings: a message of the agent before the first user message is given, and not a step."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from hintdistill.core.types import Message
 
 
 def with_greetings_given(messages: Sequence[Message]) -> tuple[Message, ...]:
-    """Mark an agent's greeting as given: assistant messages without a call or recorded ids before the first user message.
+    """Mark an agent's greeting as given: assistant messages without calls or recorded ids before the first user
+    message.
 
-    Nothing but system messages may be above them, so that the first steps of an agent that works without a user stay steps.
+    Only system messages may precede them, so that the first steps of an agent that works without a user stay steps.
     """
     first = next((i for i, m in enumerate(messages) if m.role not in ("system", "developer", "assistant")), None)
     if first is None or messages[first].role != "user":

@@ -1,8 +1,7 @@
-"""What keeps an environment from costing more than its own episode.
+"""Limit the damage of a broken environment to its own episode.
 
-Each episode's environment lives in a thread of its own: it is made, reset, stepped and closed there, so that one that
-is bound to its thread works, and one that hangs is left behind when its time is up. What it returns is checked before
-anything is built on it.
+Each episode's environment is created, reset, stepped and closed in a thread of its own, so that an environment may be
+bound to its thread, and one that hangs is abandoned after its time limit. Its results are checked before they are used.
 """
 
 from __future__ import annotations
@@ -24,7 +23,8 @@ ANSWERING = ("system", "developer", "user", "tool")
 
 
 class GuardedEnvironment:
-    """An environment whose every call ends: with a checked answer, or with an EnvironmentFailure that says why not."""
+    """An environment in which every call ends, either with a checked answer or with an EnvironmentFailure that gives
+    the reason."""
 
     def __init__(self, make: Callable[[], Environment], timeout_s: float | None) -> None:
         self.timeout_s = timeout_s
@@ -35,7 +35,7 @@ class GuardedEnvironment:
         threading.Thread(target=self._serve, daemon=True, name="environment").start()
 
     def reset(self, task: str) -> Start:
-        """Make the environment and begin `task`."""
+        """Create the environment and begin `task`."""
 
         def begin() -> Start:
             self._environment = self._make()
@@ -48,17 +48,17 @@ class GuardedEnvironment:
             "reset", with_greetings_given(tuple(start.messages)) if _are_messages(start.messages) else start.messages
         )
         if not start.messages:
-            raise EnvironmentFailure("reset gave no message to answer")
+            raise EnvironmentFailure("reset returned no message to answer")
         if not isinstance(start.tools, tuple | list) or not all(isinstance(t, dict) for t in start.tools):
-            raise EnvironmentFailure("reset gave tools that are not objects")
+            raise EnvironmentFailure("reset returned tools that are not objects")
         try:
             json.dumps(start.tools, ensure_ascii=False).encode()
         except (TypeError, ValueError, RecursionError) as error:
-            raise EnvironmentFailure(f"reset gave tools that are not JSON: {error}") from None
+            raise EnvironmentFailure(f"reset returned tools that are not JSON: {error}") from None
         return start
 
     def step(self, message: Message) -> Reply:
-        """Hand over one assistant message."""
+        """Pass on one assistant message."""
         environment = self._environment
         assert environment is not None
         reply = self._bounded("step", lambda: environment.step(message))
@@ -70,11 +70,11 @@ class GuardedEnvironment:
         if reply.reward is not None and not _is_number(reply.reward):
             raise EnvironmentFailure(f"step returned the reward {reply.reward!r}, not a finite number")
         if not reply.done and not reply.messages:
-            raise EnvironmentFailure("step answered nothing and did not end the episode")
+            raise EnvironmentFailure("step returned no message although the episode is not done")
         return reply
 
     def close(self) -> None:
-        """Let the environment go; its own `close` is called if it has one."""
+        """Release the environment; its own `close` is called if it has one."""
         close = getattr(self._environment, "close", None)
         if callable(close):
             self._calls.put((close, Future()))
@@ -118,8 +118,8 @@ def _check_messages(where: str, messages: Any) -> None:
             raise EnvironmentFailure(f"{where} returned {type(message).__name__}, not a Message")
         if message.role not in ANSWERING and not (where == "reset" and message.given):
             raise EnvironmentFailure(
-                f"{where} returned a message of role {message.role}, which is the student's"
-                + (" (a demonstration is marked given=True)" if where == "reset" else "")
+                f"{where} returned a message with the role {message.role}, which only the student may have"
+                + (" (mark a demonstration with given=True)" if where == "reset" else "")
             )
         try:
             message.model_dump_json()

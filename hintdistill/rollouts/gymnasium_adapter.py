@@ -4,9 +4,10 @@
     LAKE = GymnasiumSuite("FrozenLake-v1", "Cross the lake without falling in.", actions=("left", "down", "right", "up"),
                           is_slippery=False)
 
-A task is a seed. Discrete actions become one tool, `act`, whose argument is an enum of the action names; text actions are
-the assistant's own words. What the environment renders as text (`render_mode="ansi"`) is the observation, else the
-observation itself is written out. A call that is no action is answered with an error and costs a step, not the episode.
+A task is a seed. Discrete actions become one tool, `act`, whose argument is an enum of the action names; text actions
+are the assistant's own words. The observation is the text that the environment renders (`render_mode="ansi"`), or else
+the observation itself in written form. A call that is not an action is answered with an error; it costs a step, but
+does not end the episode.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from hintdistill.rollouts.environment import Environment, Reply, Start
 _MARKED = re.compile(r"\x1b\[[\d;]*m([^\x1b]*)\x1b\[0m")
 _ESCAPES = re.compile(r"\x1b\[[\d;]*[A-Za-z]")
 SPLITS = {"train": 1000, "validation": 200, "test": 300}
-"""Tasks per split; the seeds of the splits do not overlap."""
+"""Number of tasks per split; the seeds of the splits do not overlap."""
 
 
 class GymnasiumSuite:
-    """The tasks of one Gymnasium environment id."""
+    """Define the tasks of one Gymnasium environment id."""
 
     def __init__(
         self,
@@ -45,12 +46,13 @@ class GymnasiumSuite:
     ) -> None:
         """
         Args:
-            env_id: as `gymnasium.make` takes it.
-            goal: what the student is told first.
+            env_id: an id for `gymnasium.make`.
+            goal: the text that the student reads first.
             actions: a name for each discrete action; default `action_0`, `action_1`, …
-            max_turns: assistant messages after which an episode is over; default: the environment's own limit.
-            success: sum of the episode's rewards → reward of the trace.
-            opening: what is between goal and first observation: a demonstration, whose assistant messages are `given=True`.
+            max_turns: number of assistant messages after which an episode ends; default: the environment's own limit.
+            success: maps the sum of the episode's rewards to the reward of the trace.
+            opening: messages between goal and first observation: a demonstration, whose assistant messages are
+                `given=True`.
             settings: passed to `gymnasium.make`.
 
         Raises:
@@ -65,10 +67,10 @@ class GymnasiumSuite:
             count = int(probe.action_space.n)
             self.actions = self.actions or tuple(f"action_{i}" for i in range(count))
             if len(self.actions) != count:
-                raise ConfigError(f"{env_id} has {count} actions, not the {len(self.actions)} that were named")
+                raise ConfigError(f"{env_id} has {count} actions, but {len(self.actions)} names were given")
         elif not isinstance(probe.action_space, spaces.Text) or self.actions:
             raise ConfigError(
-                f"{env_id} takes {probe.action_space}; only discrete and text actions can be written by a student"
+                f"{env_id} takes {probe.action_space}; a student can write only discrete and text actions"
             )
         self.first_action = int(getattr(probe.action_space, "start", 0))
         probe.close()
@@ -85,7 +87,7 @@ class GymnasiumSuite:
             raise ConfigError(f"gymnasium cannot make {self.env_id}: {error}") from error
 
     def splits(self) -> dict[str, Sequence[str]]:
-        """Seeds by split."""
+        """Return seeds by split."""
         out: dict[str, Sequence[str]] = {}
         first = 0
         for name, count in self._splits.items():
@@ -98,7 +100,8 @@ class GymnasiumSuite:
         return GymnasiumEnvironment(self)
 
     def check(self, trace: Trace) -> list[Finding]:
-        """Calls that were no action of this environment: what can be seen without knowing the game."""
+        """Return the calls that were not actions of this environment, which can be detected without knowing the
+        game."""
         return [
             Finding(step=k, error_class="illegal_action", critic="gymnasium")
             for k, i in enumerate(trace.step_indices)
@@ -107,7 +110,7 @@ class GymnasiumSuite:
 
 
 class GymnasiumEnvironment:
-    """One episode of a Gymnasium environment."""
+    """Run one episode of a Gymnasium environment."""
 
     def __init__(self, suite: GymnasiumSuite) -> None:
         self.suite, self.env = suite, suite._new()
@@ -138,7 +141,7 @@ class GymnasiumEnvironment:
         return self._answer(message, self._say(observation), done)
 
     def close(self) -> None:
-        """Let the environment go."""
+        """Release the environment."""
         self.env.close()
 
     def _out_of_turns(self) -> bool:

@@ -1,7 +1,7 @@
-"""The hinted student in the environment: the success that distillation could reach at best.
+"""Let the hinted student act in the environment, which gives the best success that distillation could reach.
 
-Every episode is played plainly first. Where the critic finds a root error, the episode is taken up at that step with the
-critic's hint above it, and so on for later errors. The hint is above its step only, as in training.
+Every episode is first played without hints. If the critic finds a root error, the episode is continued from that step
+with the critic's hint above it, and so on for later errors. The hint is present only for its own step, as in training.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from hintdistill.rollouts.environment import TaskSuite
 from hintdistill.rollouts.sampling import Branch, Episode, Sampler
 
 Judge = Callable[[Sequence[Trace]], dict[str, Critique]]
-"""Traces → critique by trace id; a trace the critic could not read is absent."""
+"""Returns critiques by trace id; a trace that the critic could not read is absent."""
 
 
 @dataclass(frozen=True)
 class HintedPlay:
-    """Episodes as the hinted student plays them."""
+    """Hold the episodes that the hinted student plays."""
 
     episodes: tuple[Episode, ...]
-    """As each is in the end, in order."""
+    """The final state of each episode, in order."""
     corrected: tuple[Corrected, ...]
     """Every step that was sampled under a hint."""
     unplaced: dict[str, int]
-    """Findings whose hint could not be spliced, by reason; their errors stay."""
+    """Findings whose hint could not be spliced, by reason; their errors remain."""
 
 
 @dataclass(frozen=True)
 class Corrected:
-    """A step sampled under a hint, in place of an erring one."""
+    """Hold a step sampled under a hint to replace an erring one."""
 
     episode: Episode
     step: int
@@ -44,7 +44,7 @@ class Corrected:
 def play_hinted(
     sampler: Sampler, suite: TaskSuite, episodes: Iterable[Episode], judge: Judge, injector: Injector, passes: int = 3
 ) -> HintedPlay:
-    """Take up finished episodes at their root errors, `passes` times at most."""
+    """Continue finished episodes from their root errors, at most `passes` times."""
     current = list(episodes)
     hinted_at = [-1] * len(current)
     corrected: list[Corrected] = []

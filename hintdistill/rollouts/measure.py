@@ -1,4 +1,4 @@
-"""What one set of weights does in an environment, task by task, and how far it moved where nothing should have."""
+"""Measure a student in an environment, task by task, and its movement on steps that should not have changed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hintdistill.rollouts.sampling import Episode
 
 @dataclass(frozen=True)
 class Setting:
-    """A split, and the distribution that its episodes are sampled from."""
+    """Define a split, and the distribution from which its episodes are sampled."""
 
     split: str
     temperature: float
@@ -36,12 +36,12 @@ class Setting:
 
     @property
     def how(self) -> SampledFrom:
-        """The distribution."""
+        """Return the distribution."""
         return SampledFrom(temperature=self.temperature, top_p=self.top_p, top_k=self.top_k, min_p=self.min_p)
 
     @property
     def name(self) -> str:
-        """E.g. `test@0`, `test@1`, `test@0.7,top_p=0.9`."""
+        """Return a name such as `test@0`, `test@1`, `test@0.7,top_p=0.9`."""
         filters = [f",{n}={v:g}" for n, v in self.how.model_dump(exclude_defaults=True).items() if n != "temperature"]
         return f"{self.split}@{self.temperature:g}{''.join(filters)}"
 
@@ -64,7 +64,7 @@ def _distribution(section: RolloutSection | SampleSection) -> SampledFrom:
 
 
 def options_of(section: RolloutSection, how: SampledFrom | float, seed: int, logprobs: bool = False) -> SamplingOptions:
-    """Sampling options of a config section; `how` is a distribution, or a temperature without filters."""
+    """Return the sampling options of a config section; `how` is a distribution, or a temperature without filters."""
     drawn = how if isinstance(how, SampledFrom) else SampledFrom(temperature=how)
     return SamplingOptions(
         **drawn.model_dump(),
@@ -80,13 +80,13 @@ def options_of(section: RolloutSection, how: SampledFrom | float, seed: int, log
 def off_target_sets(
     suite: TaskSuite, renderer: Renderer, episodes: Sequence[Episode], limit: int, seed: int
 ) -> dict[str, list[ScoreRequest]]:
-    """Steps of the initial policy's own episodes on measured tasks that no loss touches.
+    """Return steps from the initial policy's own episodes on measured tasks that no loss touches.
 
-    `other_steps`: steps without an error, of traces with one; `clean`: steps of traces without any. The environment's own
-    checker decides, because nothing is trained on these.
+    `other_steps`: steps without an error, from traces with one; `clean`: steps from traces without any. The
+    environment's own checker decides, because these steps are not trained on.
 
     Args:
-        limit: at most this many steps per set, drawn with `seed`.
+        limit: largest number of steps per set, drawn with `seed`.
     """
     chosen: dict[str, list[tuple[Trace, int]]] = {"other_steps": [], "clean": []}
     for episode in episodes:
@@ -123,7 +123,7 @@ def _requests(renderer: Renderer, steps: list[tuple[Trace, int]], limit: int, se
 
 
 def describe(options: SamplingOptions) -> dict[str, object]:
-    """Options as plain data, for keys; filters that let everything pass are left out."""
+    """Return the options as plain data for keys; filters without effect are left out."""
     data = asdict(options)
     plain = SampledFrom().model_dump(exclude={"temperature"})
     return {name: value for name, value in data.items() if name not in plain or value != plain[name]}

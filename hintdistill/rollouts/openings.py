@@ -1,7 +1,8 @@
-"""Episodes laid out before any is played: an environment's opening messages, and as many tokens after them as there may be.
+"""Construct episodes before any is played: an environment's opening messages, followed by the largest possible number
+of tokens.
 
-Assumed: every episode goes to `rollout.max_steps` steps of `rollout.max_new_tokens` tokens, with what the environment answers
-counted among them, and has one error, in its last step, with a hint of `HINT_TOKENS`.
+Every episode is assumed to take `rollout.max_steps` steps of `rollout.max_new_tokens` tokens, which include the
+environment's answers, and to have one error, in its last step, with a hint of `HINT_TOKENS`.
 """
 
 from __future__ import annotations
@@ -23,21 +24,21 @@ from hintdistill.rollouts.evaluate import load_suite, tasks_of
 from hintdistill.rollouts.measure import Setting, measured_from, played_from
 
 HINT_TOKENS = 64
-"""Tokens that a hint is taken to have if none was written yet."""
+"""Assumed number of tokens in a hint that was not written yet."""
 
 
 @dataclass
 class LaidOut:
-    """What would be scored of these episodes."""
+    """Hold the items of these episodes that would be scored."""
 
     openings: list[int] = field(default_factory=list)
-    """Tokens of each episode's opening."""
+    """Number of tokens in each episode's opening."""
     hints: list[HintItem] = field(default_factory=list)
     anchors: list[AnchorItem] = field(default_factory=list)
 
 
 def opening_ids(suite: TaskSuite, renderer: Renderer, task: str) -> list[int]:
-    """Token ids of what the student reads before its first step of a task."""
+    """Return the token ids that the student reads before its first step in a task."""
     start = suite.make().reset(task)
     return renderer.encode(renderer.render(start.messages, start.tools, header=True))
 
@@ -45,7 +46,7 @@ def opening_ids(suite: TaskSuite, renderer: Renderer, task: str) -> list[int]:
 def lay_out(
     suite: TaskSuite, renderer: Renderer, tasks: Sequence[str], config: RunConfig, shape: ModelShape
 ) -> LaidOut:
-    """Lay out an episode of each task, in their order; a model's positions bound its length."""
+    """Construct an episode of each task, in order; the model's number of positions bounds its length."""
     section, out = config.rollout, LaidOut()
     step = _step_tokens(config, shape)
     anchored = any(t.rows == "anchor" for t in config.train.effective_recipe.terms.values())
@@ -65,7 +66,8 @@ def lay_out(
 def lay_out_held(
     suite: TaskSuite, renderer: Renderer, tasks: Sequence[str], config: RunConfig, shape: ModelShape
 ) -> list[AnchorItem]:
-    """Lay out what `train.hold.split` would hold: the last `per_trace` steps of an episode of each task, taken to its full length."""
+    """Construct the items of `train.hold.split`: the last `per_trace` steps of an episode of each task at its full
+    length."""
     out, step = list[AnchorItem](), _step_tokens(config, shape)
     for n, (_, ids) in enumerate(_episodes(suite, renderer, tasks, config, shape)):
         for k in range(min(config.train.hold.per_trace, config.rollout.max_steps)):
@@ -88,7 +90,7 @@ def _rendered(ids: tuple[int, ...], end: int, step: int) -> RenderedStep:
 def _episodes(
     suite: TaskSuite, renderer: Renderer, tasks: Sequence[str], config: RunConfig, shape: ModelShape
 ) -> Iterator[tuple[int, tuple[int, ...]]]:
-    """Yield the tokens of each task's opening, and ids of an episode that goes to every limit."""
+    """Yield the number of tokens in each task's opening, and the ids of an episode that reaches every limit."""
     section, step = config.rollout, _step_tokens(config, shape)
     openings = {task: opening_ids(suite, renderer, task) for task in dict.fromkeys(tasks)}
     for n, task in enumerate(tasks):
@@ -120,10 +122,10 @@ def _hint(name: str, ids: tuple[int, ...], step: int, placebos: int) -> Injectio
 
 
 def played_tokens(config: RunConfig, lengths: Mapping[str, Histogram], steps: float) -> dict[str, int] | None:
-    """Count what playing in the environment would read and sample, tokens, if its episodes are like the traces.
+    """Count the tokens that playing in the environment would read and sample, if its episodes resemble the traces.
 
     Args:
-        steps: of a trace, mean.
+        steps: mean number of steps per trace.
     """
     section = config.rollout
     if section.environment is None:

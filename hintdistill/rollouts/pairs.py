@@ -1,10 +1,12 @@
-"""Contrast suites: pairs of tasks that differ by one edit, on one side of which a behaviour is wrong, on the other right.
+"""Contrast suites: pairs of tasks that differ by one edit, which decides whether a behaviour is wrong or right.
 
-A pair is a trigger task, where a habit errs, and a near-miss: the same task changed by one edit, so that what the habit does
-is right. The score is contrast consistency: the share of pairs of which both members are right (Gardner et al. 2020). A
-student that never unlearns the habit fails every trigger; one that unlearns it everywhere fails every near-miss.
+A pair consists of a trigger task, in which a habit errs, and a near-miss: the same task changed by one edit, so that
+the habit is right. The score is contrast consistency: the share of pairs in which both members are right (Gardner et
+al. 2020). A student that never unlearns the habit fails every trigger; one that unlearns it everywhere fails every
+near-miss.
 
-`docs/near_miss.md` has the format and the suites of this repository; each of them is a `PairSuite`, whose `command` plays it.
+`docs/near_miss.md` describes the format and this repository's suites; each of them is a `PairSuite`, whose `command`
+plays it.
 """
 
 from __future__ import annotations
@@ -29,24 +31,24 @@ from hintdistill.rollouts.generation import Generator, SamplingOptions
 
 @dataclass(frozen=True)
 class Pair:
-    """A trigger task and its near-miss."""
+    """Hold a trigger task and its near-miss."""
 
     id: str
     habit: str
-    """The behaviour that is wrong in one and right in the other."""
+    """The behaviour that is wrong in one task and right in the other."""
     family: str
     """Kind of the edit, e.g. `unknown_tool.beside`."""
     trigger: str
-    """Task name."""
+    """Name of the trigger task."""
     near_miss: str
-    """Task name."""
+    """Name of the near-miss task."""
 
 
 # -- files of pairs ----------------------------------------------------------------------------------------------------
 
 
 def write_pairs(path: Path, pairs: Sequence[Pair]) -> str:
-    """Write one pair a line; returns the file's SHA-256."""
+    """Write one pair per line, and return the file's SHA-256."""
     text = "".join(json.dumps(asdict(p), separators=(",", ":")) + "\n" for p in pairs)
     path.write_text(text, encoding="utf-8")
     return hashlib.sha256(text.encode()).hexdigest()
@@ -58,27 +60,27 @@ def read_pairs(
     per_family: int | None = None,
     groups: Mapping[str, Sequence[str]] | None = None,
 ) -> list[Pair]:
-    """The pairs of a file.
+    """Return the pairs of a file.
 
     Args:
-        families: names as in the file, or of `groups`; `*` is every one.
-        per_family: at most this many pairs of each, the first ones.
-        groups: families by the name of a group.
+        families: names from the file or from `groups`; `*` means all.
+        per_family: largest number of pairs per family; the first ones are used.
+        groups: group name → its families.
 
     Raises:
-        ValueError: a line is no pair, or a family is not in the file.
+        ValueError: a line is not a pair, or a family is not in the file.
     """
     found = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
             found.append(Pair(**json.loads(line)))
         except (TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path}:{number} is no pair: {error}") from None
+            raise ValueError(f"{path}:{number} is not a pair: {error}") from None
     wanted = {f for name in families for f in (groups or {}).get(name, (name,))}
     wanted = {p.family for p in found} if "*" in families else wanted
     if missing := sorted(wanted - {p.family for p in found}):
         raise ValueError(
-            f"{path.name} has no family {missing[0]!r}; it has {', '.join(sorted({p.family for p in found}))}"
+            f"{path.name} has no family {missing[0]!r}; its families are {', '.join(sorted({p.family for p in found}))}"
         )
     taken: dict[str, int] = {}
     out = []
@@ -90,7 +92,7 @@ def read_pairs(
 
 
 def tasks_of_pairs(pairs: Sequence[Pair]) -> list[str]:
-    """Every task of the pairs once, triggers first."""
+    """Return every task of the pairs once, triggers first."""
     return list(dict.fromkeys([*(p.trigger for p in pairs), *(p.near_miss for p in pairs)]))
 
 
@@ -98,19 +100,20 @@ def tasks_of_pairs(pairs: Sequence[Pair]) -> list[str]:
 
 
 def right_tasks(played: Iterable[Outcome]) -> dict[str, bool]:
-    """Whether each task of `evaluate.outcomes` was right: it succeeded, and the suite's checker sees no error in it."""
+    """Return for each task of `evaluate.outcomes` whether it was right: it succeeded, and the suite's checker found no
+    error in it."""
     return {o.task: o.success and not o.errors for o in played}
 
 
 def score(pairs: Sequence[Pair], right: Mapping[str, bool], test_families: Sequence[str]) -> dict[str, Any]:
-    """The document of a student: one row per family and per habit, and the headline.
+    """Return the document of a student: one row per family and per habit, and the headline.
 
-    A family's interval is Wilson's; pooled rows share trigger tasks across families, so theirs is a bootstrap over trigger
-    tasks. The headline weighs every habit alike, and within a habit every pair.
+    A family's interval is Wilson's; pooled rows share trigger tasks across families, so their interval is a bootstrap
+    over trigger tasks. In the headline every habit has the same weight, and within a habit every pair.
 
     Args:
         right: whether each task of the pairs was right, by name.
-        test_families: those of which no training data is made; the others are `maker` families.
+        test_families: families from which no training data are made; the others are `maker` families.
     """
     families: dict[str, list[Pair]] = {}
     groups: dict[str, list[Pair]] = {"test": [], "maker": [], "all": list(pairs)}
@@ -148,7 +151,8 @@ def _shares(pairs: Sequence[Pair], right: Mapping[str, bool]) -> dict[str, Any]:
 
 
 def _pooled(pairs: Sequence[Pair], right: Mapping[str, bool], draws: int = 2000) -> dict[str, Any]:
-    """Shares over several families, every habit alike, with the interval over trigger tasks."""
+    """Return the shares over several families, every habit with the same weight, with the interval over trigger
+    tasks."""
     by_habit = {h: [p for p in pairs if p.habit == h] for h in dict.fromkeys(p.habit for p in pairs)}
     shares = [_shares(members, right) for members in by_habit.values()]
     rng, means = np.random.default_rng(0), []
@@ -164,7 +168,7 @@ def _pooled(pairs: Sequence[Pair], right: Mapping[str, bool], draws: int = 2000)
 
 
 def table(document: Mapping[str, Any]) -> str:
-    """The document as text."""
+    """Return the document as text."""
     lines = [f"{'family':<28}{'role':<7}{'pairs':>6}{'trigger':>9}{'near-miss':>11}{'both':>7}   95 %"]
 
     def line(name: str, role: str, r: Mapping[str, Any]) -> str:
@@ -182,31 +186,32 @@ def table(document: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class PairSuite:
-    """A world's frozen pairs: where they are, who may train on which families, and how a model plays them."""
+    """Define a world's fixed pairs: their file, the families that training may use, and how a model plays them."""
 
     path: Path
     """The committed file."""
     makers: tuple[str, ...]
-    """Families of which a training method may make its own examples. Their near-misses have other entities, and no more."""
+    """Families from which a training method may make its own examples; their near-misses differ from such examples only
+    in the entities."""
     tests: tuple[str, ...]
-    """Families for testing: no maker of twins uses them. The headline is read here."""
+    """Families for testing, which no maker of twins uses. The headline is measured on them."""
     make: Callable[[], Sequence[Pair]]
-    """Draws the pairs again."""
+    """Draws the pairs anew."""
     environment: Callable[[], TaskSuite]
-    """Plays trigger tasks and near-misses by name; its checker knows what an edit makes right."""
+    """Plays trigger tasks and near-misses by name; its checker takes the edits into account."""
     options: SamplingOptions
-    """How tasks are played, but for temperature and seed."""
+    """Options for playing tasks, except temperature and seed."""
     dtype: str = "float32"
 
     @property
     def groups(self) -> dict[str, tuple[str, ...]]:
-        """Families by the name of a group: `maker`, `test`, `all`."""
+        """Return the families by group name: `maker`, `test`, `all`."""
         return {"maker": self.makers, "test": self.tests, "all": (*self.makers, *self.tests)}
 
     def read(
         self, path: Path | None = None, families: Sequence[str] = ("*",), per_family: int | None = None
     ) -> list[Pair]:
-        """The pairs of the committed file, or of another; see `read_pairs`. Raises ValueError as it does."""
+        """Return the pairs of the committed file, or of another; see `read_pairs`. Raises ValueError like it."""
         return read_pairs(path or self.path, families, per_family, self.groups)
 
     def right(
@@ -217,7 +222,7 @@ class PairSuite:
         temperature: float = 0.0,
         seed: int = 0,
     ) -> dict[str, bool]:
-        """Play tasks of the pairs once: whether each was right."""
+        """Play tasks of the pairs once, and return whether each was right."""
         options = replace(self.options, temperature=temperature, seed=seed)
         return right_tasks(outcomes(weights, renderer, self.environment(), tasks, options))
 
@@ -227,14 +232,15 @@ class PairSuite:
         return self.right(engine, renderer, tasks_of_pairs(pairs), temperature, seed)
 
     def command(self, about: str | None, arguments: list[str] | None = None) -> int:
-        """Parse, play, print; returns the exit code. `about` is the description that `--help` shows."""
+        """Parse the arguments, play, print, and return the exit code. `about` is the description that `--help`
+        shows."""
         parser = self._parser(about)
         args = parser.parse_args(arguments)
         if args.make:
             print(write_pairs(args.pairs, self.make()))
             return 0
         if args.student is None:
-            parser.error("which student?")
+            parser.error("no student given")
         suite = replace(self, dtype=args.dtype)
         if args.environment:
             suite = replace(suite, environment=lambda: load_suite(args.environment))
@@ -251,14 +257,14 @@ class PairSuite:
     def _parser(self, about: str | None) -> argparse.ArgumentParser:
         parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
         parser.add_argument("student", type=Path, nargs="?", help="model folder")
-        parser.add_argument("--families", nargs="+", default=["*"], help="names of families, or maker, test, all")
-        parser.add_argument("--per-family", "--n", type=int, help="at most this many pairs of each family")
+        parser.add_argument("--families", nargs="+", default=["*"], help="names of families, or maker, test or all")
+        parser.add_argument("--per-family", "--n", type=int, help="largest number of pairs per family")
         parser.add_argument("--pairs", type=Path, default=self.path, help="another world's pairs")
         parser.add_argument("--environment", help="another world's suite, path/to/file.py:Name")
         parser.add_argument("--test-families", nargs="+", default=list(self.tests), help="the families of the headline")
         parser.add_argument("--temperature", type=float, default=0.0)
         parser.add_argument("--seed", type=int, default=0)
-        parser.add_argument("--dtype", default=self.dtype, help=f"of the weights; {self.dtype} unless said")
+        parser.add_argument("--dtype", default=self.dtype, help=f"precision of the weights; default: {self.dtype}")
         parser.add_argument("--json", action="store_true", help="print the document as JSON")
         parser.add_argument("--make", action="store_true", help="write the pairs file and print its hash")
         return parser

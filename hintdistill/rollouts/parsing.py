@@ -1,4 +1,4 @@
-"""The student's text → an assistant message, raw strings kept."""
+"""Convert the student's text to an assistant message, keeping raw strings."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _BLOCK = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
 
 
 def parse_hermes(text: str) -> Message:
-    """`<tool_call>{"name": …, "arguments": {…}}</tool_call>`, as Hermes and Qwen models write it.
+    """Parse `<tool_call>{"name": …, "arguments": {…}}</tool_call>`, the form of Hermes and Qwen models.
 
-    Arguments keep their bytes. Markup that does not parse stays in the content, where a critic can see it.
+    Arguments keep their bytes. Markup that cannot be parsed stays in the content, where a critic can see it.
     """
     calls: list[ToolCall] = []
 

@@ -1,8 +1,8 @@
-"""One fresh step at a step of a recorded trace, without an environment.
+"""Sample one fresh step at a step of a recorded trace, without an environment.
 
-The student reads what the recorded agent had read, and acts once. The messages above are given: nothing is critiqued or trained there.
-What stood in the step's place, and what followed, is kept beside the trace for a critic to read: it shows how the environment
-answers, and no more, because it answered another step.
+The student reads the recorded agent's context, and acts once. The messages above are given: they are neither critiqued
+nor trained on. The recorded step and its sequel are kept with the trace for a critic: they show how the environment
+answers, but not its answer to the fresh step.
 
 After ReOPD (arXiv 2607.04763).
 """
@@ -20,12 +20,12 @@ from hintdistill.rollouts.generation import Sampled
 from hintdistill.rollouts.sampling import CUT, Episode, Sampler
 
 OF = "replayed"
-"""Key of a fresh trace's `extra` under which stand the recorded trace and its step."""
+"""Key in a fresh trace's `extra` that holds the recorded trace and its step."""
 
 
 @dataclass(frozen=True)
 class Prefix:
-    """A recorded trace up to a step at which the student acts."""
+    """Hold a recorded trace up to a step at which the student acts."""
 
     trace: Trace
     step: int
@@ -33,18 +33,19 @@ class Prefix:
 
     @property
     def task(self) -> str:
-        """What the recorded trace is of."""
+        """Return the task of the recorded trace."""
         return self.trace.task_id or self.trace.id
 
 
 def draw_positions(steps: Sequence[int], n: int, number: int, seed: int) -> list[tuple[int, int]]:
-    """Draw `n` positions for a round, again each round, uniformly over steps: each once before any comes again.
+    """Draw `n` positions for a round, anew in each round and uniformly over steps; none repeats before all have been
+    drawn.
 
     Args:
-        steps: of each recorded trace, how many steps of its own it has.
+        steps: the number of the student's own steps in each recorded trace.
 
     Returns:
-        Trace and which of its own steps, both as numbers.
+        The index of the trace, and the index of the step among its own steps.
     """
     rng = random.Random(f"replay:{number}:{seed}")
     every = [(trace, k) for trace, count in enumerate(steps) for k in range(count)]
@@ -59,10 +60,11 @@ def draw_positions(steps: Sequence[int], n: int, number: int, seed: int) -> list
 def fresh_steps(
     sampler: Sampler, prefixes: Sequence[Prefix], first: int = 0, progress: Callable[[int], None] | None = None
 ) -> Iterator[Episode]:
-    """Sample one step below each prefix, in order, a batch at a time; one that has no room comes to nothing.
+    """Sample one step after each prefix, in order and in batches; a prefix without room for a step gives a failed
+    episode.
 
     Args:
-        first: number of the first prefix, where these are the rest of a longer list; a multiple of the batch size.
+        first: index of the first prefix, if these are the rest of a longer list; a multiple of the batch size.
     """
     options = sampler.options
     for start in range(0, len(prefixes), options.batch_size):
@@ -78,7 +80,7 @@ def fresh_steps(
             if len(prefix.context_ids) <= most:
                 yield _episode(sampler, prefix, name, next(steps))
             else:
-                why = f"context of {len(prefix.context_ids)} tokens leaves no room for a step"
+                why = f"the context of {len(prefix.context_ids)} tokens leaves no room for a step"
                 yield Episode(prefix.task, _trace(sampler, prefix, name, ()), why)
             if progress:
                 progress(1)
@@ -108,4 +110,4 @@ def _trace(sampler: Sampler, prefix: Prefix, name: str, fresh: tuple[Message, ..
 
 
 _READ = {"role", "content", "reasoning", "tool_calls", "name"}
-"""What a critic reads of a message."""
+"""Fields of a message that a critic reads."""

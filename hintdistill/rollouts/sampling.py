@@ -1,12 +1,12 @@
-"""Batched sampling of episodes, token in, token out.
+"""Sample episodes in batches, with token ids as input and output.
 
-Each turn continues the ids of the turn before: context, sampled ids, then what the template prints for the
-environment's answer. Nothing the student sampled is ever re-tokenised, as long as the template only appends; where it
-rewrites history, the next context is the template's fresh render, which is what a chat server would send as well.
+Each turn continues the ids of the previous turn: context, sampled ids, then the tokens that the template prints for the
+environment's answer. Sampled text is never tokenised again as long as the template only appends; if it rewrites
+history, the next context is a fresh rendering, as a chat server would send it.
 
-An episode can also be taken up in the middle, with a hint above one step: the environment is played again up to that
-step (it must answer as it did before), the step is sampled in the hinted context, and what follows it without the hint.
-That is how the hinted student is measured, and where its corrected steps come from.
+An episode can also be continued from the middle with a hint above one step: the environment is played again up to that
+step (it must give the same answers), the step is sampled in the hinted context, and the steps after it without the
+hint. This is used to measure the hinted student, and to sample its corrected steps.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ __all__ = ["Branch", "Episode", "Sampler", "SamplingOptions"]
 
 
 CUT = "cut"
-"""Key of a trace's `extra` under which stands which limit of tokens ended it."""
+"""Key in a trace's `extra` that names the token limit which ended it."""
 
 
 @dataclass(frozen=True)
 class Episode:
-    """A finished episode: its trace with the reward, or why it came to nothing."""
+    """Hold a finished episode: its trace with the reward, or the reason why it failed."""
 
     task: str
     trace: Trace
@@ -43,21 +43,21 @@ class Episode:
 
     @property
     def cut(self) -> str | None:
-        """The limit of tokens that ended it; such an episode is a trace with the reward 0, and no success."""
+        """Return the token limit that ended it; such an episode is a trace with the reward 0, and not a success."""
         found = self.trace.extra.get(CUT)
         return found if isinstance(found, str) else None
 
 
 @dataclass(frozen=True)
 class Branch:
-    """An episode to take up at a step."""
+    """Describe an episode to continue from a step."""
 
     trace: Trace
     step: int
     context_ids: tuple[int, ...]
     """The step's own context, which is recorded and continued."""
     hinted_ids: tuple[int, ...]
-    """The context with the hint in it, which this one step is sampled in."""
+    """The context with the hint, in which only this step is sampled."""
 
 
 @dataclass
@@ -68,10 +68,10 @@ class _Running:
     messages: list[Message] = field(default_factory=list)
     tools: tuple[dict[str, Any], ...] = ()
     effects: dict[str, ToolEffect] = field(default_factory=dict)
-    """What the suite says of its tools."""
+    """Effects of the tools as declared by the suite."""
     context: list[int] = field(default_factory=list)
     hinted: list[int] | None = None
-    """What the next step is sampled in, if that is not its own context."""
+    """The context for sampling the next step, if it is not the step's own."""
     reward: float | None = None
     done: bool = False
     failure: str | None = None
@@ -82,12 +82,12 @@ class _Running:
         self.done, self.cut, self.reward = True, why, 0.0
 
     def fail(self, why: str) -> None:
-        """End this episode as one that came to nothing."""
+        """End this episode as failed."""
         self.done, self.failure = True, why
 
 
 class Sampler:
-    """Samples episodes from the weights of an engine, or from a server's."""
+    """Sample episodes with the weights of an engine, or with those of a server."""
 
     def __init__(self, weights: TransformersEngine | Generator, renderer: Renderer, options: SamplingOptions) -> None:
         self.generator: Generator = (
@@ -98,17 +98,18 @@ class Sampler:
         self.stop = _stop_ids(weights, renderer)
 
     def generate(self, contexts: Sequence[Sequence[int]], seed: int) -> list[list[int]]:
-        """Sample one step after each context, no environment; the end-of-turn token is kept if it was sampled."""
+        """Sample one step after each context without an environment; the end-of-turn token is kept if it was
+        sampled."""
         return [list(s.ids) for s in self.generator.generate(contexts, self.stop, self.options, seed)]
 
     def episodes(
         self, suite: TaskSuite, tasks: Sequence[str], progress: Callable[[int], None] | None = None, first: int = 0
     ) -> Iterator[Episode]:
-        """Play every task once, in order, a batch at a time. A task that fails costs itself.
+        """Play every task once, in order and in batches. A failing task affects no other.
 
         Args:
-            first: number of the first task, where these are the rest of a longer list; must be a multiple of the
-                batch size, and gives the same episodes as the whole list would.
+            first: index of the first task, if these are the rest of a longer list; it must be a multiple of the batch
+                size, and gives the same episodes as the whole list.
         """
         for start in range(0, len(tasks), self.options.batch_size):
             batch = tasks[start : start + self.options.batch_size]
@@ -118,7 +119,7 @@ class Sampler:
     def branches(
         self, suite: TaskSuite, branches: Sequence[Branch], progress: Callable[[int], None] | None = None
     ) -> Iterator[Episode]:
-        """Take up every branch once, in order. The hint is no message of the trace; its step says `extra.hinted`."""
+        """Continue every branch once, in order. The hint is not a message of the trace; its step has `extra.hinted`."""
         for start in range(0, len(branches), self.options.batch_size):
             running = [self._take_up(suite, b) for b in branches[start : start + self.options.batch_size]]
             yield from self._play(running, start, progress)
@@ -160,7 +161,9 @@ class Sampler:
             for message in [m for m in recorded if m.role == "assistant" and not m.given]:
                 replayed += [message, *running.environment.step(message).messages]
             if replayed != recorded:
-                raise EnvironmentFailure("played again, the environment answers otherwise; it must be deterministic")
+                raise EnvironmentFailure(
+                    "the environment gave another answer when played again; it must be deterministic"
+                )
             running.messages = replayed
             running.context, running.hinted = list(branch.context_ids), list(branch.hinted_ids)
         except HintdistillError as error:
@@ -170,7 +173,7 @@ class Sampler:
     def _turn(self, active: list[_Running], seed: int) -> None:
         for r in active:
             if len(r.hinted or r.context) + self.options.max_new_tokens > self.generator.max_length:
-                why = f"context of {len(r.context)} tokens leaves no room for a step"
+                why = f"the context of {len(r.context)} tokens leaves no room for a step"
                 if any(m.role == "assistant" and not m.given for m in r.messages):
                     r.end_at_limit(why)
                 else:
@@ -183,7 +186,7 @@ class Sampler:
             self._advance(r, step)
 
     def message(self, context: Sequence[int], step: Sampled, *, hinted: bool = False) -> Message:
-        """Return a sampled step as a message below its context; `cut` if it has no end. `hinted`: it was sampled
+        """Return a sampled step as a message below its context; `cut` if it has no end token. `hinted`: it was sampled
         under a hint."""
         ended = bool(step.ids) and step.ids[-1] in self.stop
         parsed = self._parse(self.renderer.decode(step.ids[:-1] if ended else step.ids))
@@ -216,7 +219,8 @@ class Sampler:
             r.fail(error.message)
 
     def _continue(self, r: _Running, sampled: list[int], new: int) -> list[int]:
-        """Return the next context: this one, the sampled ids, and what the template prints after the step."""
+        """Return the next context: this one, the sampled ids, and the tokens that the template prints after the
+        step."""
         finished = self.renderer.render(r.messages[: len(r.messages) - new], r.tools, header=False)
         following = self.renderer.render(r.messages, r.tools, header=True)
         if not following.startswith(finished):

@@ -1,10 +1,11 @@
-"""Rollouts by a vLLM server: steps are sampled there, and each round it is handed the new weights.
+"""Rollouts on a vLLM server, which samples the steps and receives the new weights in each round.
 
-Contexts go as token ids and sampled ids come back as ids (`return_token_ids`), with their log-probabilities before any
-temperature. New weights are loaded in place from a folder both sides can read (`reload_weights`, which a server started
-with VLLM_SERVER_DEV_MODE=1 offers) and the prefix cache is emptied; then the server's log-probabilities are compared with
-those of the weights in this process, so that a server that kept its old weights is found out before it samples anything.
-On a CPU vLLM's reload leaves kernels of the old weights; `vllm_worker.py` has what packs them again.
+Contexts are sent as token ids and sampled ids are returned as ids (`return_token_ids`), with their log-probabilities
+before any temperature. New weights are loaded in place from a folder that both sides can read (`reload_weights`,
+available on a server started with VLLM_SERVER_DEV_MODE=1), and the prefix cache is emptied. Then the server's
+log-probabilities are compared with those of the weights in this process, so that a server that kept its old weights is
+detected before it samples. On a CPU vLLM's reload leaves kernels with the old weights; `vllm_worker.py` packs them
+again.
 """
 
 from __future__ import annotations
@@ -27,22 +28,22 @@ from hintdistill.injection.hints import seed_of
 from hintdistill.rollouts.generation import Sampled, SamplingOptions
 
 EXTENSION = "hintdistill.rollouts.vllm_worker.PackedKernels"
-"""What a server on a CPU must be started with, see there."""
+"""The option with which a server on a CPU must be started; see that module."""
 ADAPTER_NAME = "hintdistill-"
-"""How the names begin that adapters have on a server."""
+"""Prefix of the names of adapters on a server."""
 BYTES_PER_TOKEN = 1024
-"""A bound above what a server writes about one token: its id, its text and its log-probability."""
+"""An upper bound of the size of a server's output for one token: its id, its text and its log-probability."""
 
 
 class ServerGenerator:
-    """Samples from the weights that a vLLM server holds."""
+    """Sample with the weights of a vLLM server."""
 
     def __init__(self, config: ServerSection, max_length: int) -> None:
-        """Connect. `max_length` is the model's context; the server may allow less and then says so.
+        """Connect to the server. `max_length` is the model's context; if the server allows less, its limit applies.
 
         Raises:
-            ConfigError: the server is outside this machine and its host is not allowed.
-            ServiceError: it cannot be reached, or serves nothing.
+            ConfigError: the server is on another machine whose host is not allowed.
+            ServiceError: it cannot be reached, or serves no model.
         """
         self.config, self.max_length, self.key = config, max_length, ""
         self.client = HttpClient(asked(config))
@@ -51,7 +52,7 @@ class ServerGenerator:
     def generate(
         self, contexts: Sequence[Sequence[int]], stop: Sequence[int], options: SamplingOptions, seed: int
     ) -> list[Sampled]:
-        """See `Generator.generate`."""
+        """Implement `Generator.generate`."""
         body: dict[str, Any] = {
             "max_tokens": options.max_new_tokens,
             "temperature": options.temperature,
@@ -73,17 +74,18 @@ class ServerGenerator:
         return in_order(one, range(len(contexts)), self.config.concurrency)
 
     def hand_over(self, folder: Path, engine: TransformersEngine, probe: Sequence[Sequence[int]]) -> float:
-        """Load the weights of `folder` into the server and make sure that it serves them.
+        """Load the weights in `folder` into the server, and check that it serves them.
 
         Args:
             engine: the same weights in this process.
-            probe: token sequences on which both are compared.
+            probe: token sequences on which the two are compared.
 
         Returns:
-            Mean |log p server − log p here| over the probe's tokens, nats.
+            Mean |log p server − log p here| over the probe's tokens, in nats.
 
         Raises:
-            ServiceError: the server offers no reload, or answers as other weights would, after packing its kernels again too.
+            ServiceError: the server cannot reload weights, or its answers do not match these weights even after packing
+                its kernels again.
         """
         calls: tuple[tuple[str, dict[str, Any]], ...] = (
             ("reload_weights", {"weights_path": str(folder.resolve())}),
@@ -104,26 +106,28 @@ class ServerGenerator:
                 self.key = engine.key
                 return gap
         raise ServiceError(
-            f"after the hand-over the server at {self.config.base_url} is {gap:.3g} nats per token away from {folder}{refused}",
+            f"after receiving {folder}, the server at {self.config.base_url} differs from it by {gap:.3g} nats "
+            f"per token{refused}",
             hint=f"it may not have loaded these weights; a server on a CPU needs --worker-extension-cls {EXTENSION}; "
             "rollout.sample.server.max_gap_nats is the bound",
         )
 
     def hand_adapter(self, adapter: Path | None, engine: TransformersEngine, probe: Sequence[Sequence[int]]) -> float:
-        """Have the server load an adapter beside the model that it serves, and make sure that it samples from both.
+        """Load an adapter into the server in addition to its model, and check that it samples from both.
 
-        An adapter has a name of its own, so that nothing of another one's is in the prefix cache; the one before it is unloaded.
+        Each adapter has a name of its own, so that the prefix cache contains nothing from another one; the previous
+        adapter is unloaded.
 
         Args:
             adapter: folder of the adapter; None for the model alone, as in the first round.
             engine: model and adapter in this process.
-            probe: token sequences on which both are compared.
+            probe: token sequences on which the two are compared.
 
         Returns:
-            Mean |log p server − log p here| over the probe's tokens, nats.
+            Mean |log p server − log p here| over the probe's tokens, in nats.
 
         Raises:
-            ServiceError: the server takes no adapters while it runs, or answers as other weights would.
+            ServiceError: the server does not accept adapters at run time, or its answers do not match these weights.
         """
         served = self._models()
         names = [n for n in served if n.startswith(ADAPTER_NAME)]
@@ -139,17 +143,17 @@ class ServerGenerator:
             if adapter is not None:
                 self._adapters("unload", {"lora_name": wanted})
             raise ServiceError(
-                f"with {'no adapter' if adapter is None else adapter} the server at {self.config.base_url} is {gap:.3g} nats per token "
-                "away from the weights here",
+                f"with {'no adapter' if adapter is None else adapter}, the server at {self.config.base_url} "
+                f"differs from the weights here by {gap:.3g} nats per token",
                 hint="it must serve the initial model; rollout.sample.server.max_gap_nats is the bound",
             )
         self.key = engine.key
         return gap
 
     def sleep(self) -> None:
-        """Have the server give back the memory of its weights and caches. Raises ServiceError if it cannot sleep.
+        """Let the server release the memory of its weights and caches. Raises ServiceError if it cannot sleep.
 
-        Not tried: sleep mode needs CUDA.
+        This is untested, because sleep mode needs CUDA.
         """
         try:
             asleep = json.loads(self.client.get("/is_sleeping", at_root=True).body)
@@ -163,11 +167,11 @@ class ServerGenerator:
                 self._post("/sleep?level=1", None)
 
     def wake(self) -> None:
-        """Wake the server, if it sleeps or is not known to be awake. Raises ServiceError."""
+        """Wake the server if it sleeps or its state is unknown. Raises ServiceError."""
         self._post("/wake_up", None)
 
     def _adapters(self, action: str, body: dict[str, Any]) -> None:
-        """Load or unload an adapter. Raises ServiceError, saying what the server lacks."""
+        """Load or unload an adapter. Raises ServiceError that says what the server lacks."""
         try:
             self.client.post(f"/{action}_lora_adapter", body)
         except StatusError as error:
@@ -177,7 +181,7 @@ class ServerGenerator:
             ) from None
 
     def gap(self, engine: TransformersEngine, probe: Sequence[Sequence[int]]) -> float:
-        """Mean |log p server − log p engine| over the tokens of `probe`, nats per token."""
+        """Return the mean |log p server − log p engine| over the tokens of `probe`, in nats per token."""
         requests = [ScoreRequest(np.array(ids), 1, len(ids)) for ids in probe]
         total, tokens = 0.0, 0
         for ids, score in zip(probe, engine.score(requests, top_k=1), strict=True):
@@ -187,7 +191,8 @@ class ServerGenerator:
                 table = choice["prompt_logprobs"]
                 if len(table) != len(ids):
                     raise ServiceError(
-                        f"{self.config.base_url} scored another prompt than it was sent: {len(table)} positions for {len(ids)} tokens"
+                        f"{self.config.base_url} scored a prompt other than the one sent: {len(table)} "
+                        f"positions for {len(ids)} tokens"
                     )
                 theirs = np.array([float(table[i][str(ids[i])]["logprob"]) for i in range(1, len(ids))])
             total += float(np.abs(theirs - score.sampled).sum())
@@ -199,24 +204,24 @@ class ServerGenerator:
             return self._models()[0]
 
     def _models(self) -> list[str]:
-        """Names that the server answers to: of its model, and of adapters."""
+        """Return the names that the server serves: those of its model and of adapters."""
         with self._well_formed():
             return [str(model["id"]) for model in json.loads(self.client.get("/models").body)["data"]]
 
     def _choice(self, body: dict[str, Any], tokens: int) -> dict[str, Any]:
-        """Return the first choice of a completion that names so many tokens."""
+        """Return the first choice of a completion that contains this many tokens."""
         answer = self.client.post("/completions", body, most_bytes=MOST_BYTES + tokens * BYTES_PER_TOKEN)
         with self._well_formed():
             return json.loads(answer.body)["choices"][0]
 
     @contextmanager
     def _well_formed(self) -> Iterator[None]:
-        """Raise ServiceError if an answer is not what vLLM's is."""
+        """Raise ServiceError if an answer does not have vLLM's form."""
         try:
             yield
         except (TypeError, KeyError, ValueError, AttributeError, IndexError, RecursionError, OverflowError) as error:
             raise ServiceError(
-                f"the rollout server at {self.client.url} does not answer as vLLM does: {error!r}"
+                f"the rollout server at {self.client.url} does not answer in vLLM's format: {error!r}"
             ) from None
 
     def _post(self, path: str, body: Any) -> None:
@@ -225,14 +230,14 @@ class ServerGenerator:
         except StatusError as error:
             if error.status == 404:
                 raise ServiceError(
-                    f"{path} is not there, so the server at {self.client.url} cannot be handed new weights",
+                    f"{path} is missing, so the server at {self.client.url} cannot load new weights",
                     hint="start vLLM with VLLM_SERVER_DEV_MODE=1, on an interface that only you can reach",
                 ) from None
             raise
 
 
 def asked(config: ServerSection) -> Server:
-    """Return the server that samples, as the HTTP client takes it."""
+    """Return the sampling server in the form that the HTTP client takes."""
     assert config.base_url is not None
     return Server(
         config.base_url,
@@ -251,7 +256,7 @@ def _sampled(choice: Any) -> Sampled:
     if not ids:
         raise ServiceError(
             "the rollout server returned no token ids",
-            hint="it must be a vLLM that knows return_token_ids (0.10.2 or later)",
+            hint="it must be a vLLM server that supports return_token_ids (0.10.2 or later)",
         )
     said = choice.get("logprobs")
     logprobs = said["token_logprobs"] if said is not None else None

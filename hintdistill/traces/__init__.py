@@ -1,1 +1,1 @@
-"""Read any trace format into `Trace`: the machinery; the readers are in `traces.formats`."""
+"""Read any trace format into `Trace`. This package is the machinery; the readers are in `traces.formats`."""

@@ -1,7 +1,7 @@
-"""Zip archives, Inspect's `.eval` among them: members are streamed, never unpacked to disk.
+"""Zip archives, among them Inspect's `.eval` files: members are streamed, never unpacked to disk.
 
-Archives are untrusted. Refused, each with its reason: names that leave the archive, symbolic links, encryption,
-compression that promises or delivers far more than it should, entries that overlap, archives inside archives.
+Archives are untrusted. Names that leave the archive, symbolic links, encryption, suspicious compression ratios
+(promised or actual), overlapping entries and archives inside archives are refused, each with its reason.
 """
 
 from __future__ import annotations
@@ -19,43 +19,44 @@ from hintdistill.core.types import Source
 from hintdistill.traces.options import Failure
 
 MAX_RATIO = 200
-"""Uncompressed to compressed size; JSON with much repetition stays below 50, a bomb starts near 1,000."""
+"""Largest ratio of uncompressed to compressed size. JSON with much repetition stays below 50; a decompression bomb
+starts near 1,000."""
 FREE_BYTES = 16 * 2**20
-"""Below this size a high ratio harms nobody."""
+"""Below this size a high ratio is harmless."""
 MAX_MEMBERS = 100_000
 SYMLINK, TYPE_MASK = 0o120000, 0o170000
 ZIP_ERRORS = (zipfile.BadZipFile, NotImplementedError, RuntimeError, zlib.error, EOFError)
-"""What reading a damaged archive raises."""
+"""The exceptions that reading a damaged archive raises."""
 
 
 @dataclass(frozen=True)
 class Member:
-    """One file of an archive that may be read."""
+    """Describe one readable file of an archive."""
 
     name: str
-    """`archive.zip!/folder/file.jsonl`."""
+    """Name in the form `archive.zip!/folder/file.jsonl`."""
     archive: Path
     info: zipfile.ZipInfo
     foreign: bool
 
     def open(self) -> IO[bytes]:
-        """Its bytes, uncompressed as they are read, at most the declared number of them."""
+        """Return the member's bytes, uncompressed while reading, and never more than its declared size."""
         return io.BufferedReader(_Raw(self.archive, self.info), 1 << 16)
 
 
 class _Raw(io.RawIOBase):
-    """A member as a raw stream that owns its archive, so that closing one closes both."""
+    """Read a member as a raw stream that owns its archive, so that closing one closes both."""
 
     def __init__(self, archive: Path, info: zipfile.ZipInfo) -> None:
         self._archive = _open(archive)
         self._file = self._archive.open(info)
 
     def readable(self) -> bool:
-        """Always."""
+        """Return True."""
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        """Unpack into the buffer; returns how many bytes."""
+        """Unpack into the buffer; return the number of bytes."""
         data = self._file.read(len(buffer))
         buffer[: len(data)] = data
         return len(data)
@@ -75,11 +76,11 @@ def _open(path: Path) -> zipfile.ZipFile:
 
 
 def members(path: Path, suffixes: tuple[str, ...]) -> Iterator[Member | Failure]:
-    """Yield the files of an archive in its own order; what may not be read is a failure.
+    """Yield the files of an archive in their stored order; a file that must not be read is a failure.
 
     Args:
         path: the archive.
-        suffixes: endings of trace files; others are marked foreign.
+        suffixes: endings of trace files; files with other endings are marked foreign.
     """
     where = Source(file=str(path), position="archive")
     try:
@@ -102,36 +103,37 @@ def members(path: Path, suffixes: tuple[str, ...]) -> Iterator[Member | Failure]
 
 
 def _whole(infos: list[zipfile.ZipInfo], size: int) -> tuple[str, str] | None:
-    """Why the archive as a whole is refused."""
+    """Return the reason why the archive as a whole is refused, if any."""
     if not infos:
-        return "empty_file", "the archive holds no file"
+        return "empty_file", "the archive contains no file"
     if len(infos) > MAX_MEMBERS:
         return "zip_bomb", f"{len(infos):,} members, more than {MAX_MEMBERS:,}"
     packed, unpacked = sum(i.compress_size for i in infos), sum(i.file_size for i in infos)
     if packed > size:
-        return "zip_bomb", "its entries overlap: together they are larger than the archive"
+        return "zip_bomb", "its entries overlap: their total size is larger than the archive"
     if unpacked > FREE_BYTES and unpacked > MAX_RATIO * size:
-        return "zip_bomb", f"would unpack to {unpacked:,} bytes, {unpacked // max(size, 1):,} times its size"
+        return "zip_bomb", f"it would unpack to {unpacked:,} bytes, {unpacked // max(size, 1):,} times its size"
     return None
 
 
 def _one(info: zipfile.ZipInfo, suffixes: tuple[str, ...]) -> tuple[str, str] | None:
-    """Why one member is refused."""
+    """Return the reason why one member is refused, if any."""
     path = PurePosixPath(info.filename.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
-        return "unsafe_path", "its name leads out of the archive"
+        return "unsafe_path", "its name points outside the archive"
     if (info.external_attr >> 16) & TYPE_MASK == SYMLINK:
-        return "symlink", "a symbolic link: not followed"
+        return "symlink", "a symbolic link, which is not followed"
     if info.flag_bits & 1:
-        return "encrypted", "encrypted; unpack it first"
+        return "encrypted", "encrypted; decrypt it first"
     if info.file_size > FREE_BYTES and info.file_size > MAX_RATIO * max(info.compress_size, 1):
-        return "zip_bomb", f"would unpack to {info.file_size:,} bytes from {info.compress_size:,}"
+        return "zip_bomb", f"it would unpack to {info.file_size:,} bytes from {info.compress_size:,}"
     if path.suffix.lower() in (".zip", ".eval", ".gz", ".tar", ".zst"):
         return "nested_archive", "an archive inside an archive; unpack it first"
     if path.suffix.lower() in suffixes and not _can_unpack(info.compress_type):
         return (
             "compression",
-            f"compressed by method {info.compress_type}; zstd needs: pip install 'hintdistill[inspect]'",
+            f"compressed with method {info.compress_type}, which is not supported; zstd needs: pip install "
+            "'hintdistill[inspect]'",
         )
     return None
 

@@ -1,7 +1,8 @@
-"""One tool call of any API: its name, its id, and its arguments under whichever key they stand.
+"""One tool call of any API: its name, its id, and its arguments, which differ in their key.
 
-A missing key is never replaced by a default: a call that holds something, but nothing under a known key of arguments, is
-refused, and the error names what it holds. Only a call of nothing but a name is a call without arguments.
+A missing key is never replaced by a default. A call that has content, but none under a known key for arguments, is
+refused; the error names the keys it has. Only a call that consists of a name and nothing else is a call without
+arguments.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ ARGUMENTS = (
     "argumentsjson",
     "inputjson",
 )
-"""Where arguments stand, as `plain_key` spells it, in the order in which they are looked for."""
+"""The keys that may hold arguments, in the spelling of `plain_key` and in the order in which they are tried."""
 NAMES = ("name", "functionname", "toolname", "tool")
 IDS = ("id", "callid", "toolcallid", "tooluseid")
 ENVELOPE = frozenset(
@@ -69,12 +70,12 @@ ENVELOPE = frozenset(
         "partkind",
     }
 )
-"""Keys of a call that are no arguments."""
+"""Keys of a call that do not hold arguments."""
 _CHAT = {"name", "arguments"}
 
 
 def plain_key(key: Any) -> str:
-    """Spell a key without case, underscores and hyphens: `toolInput` and `tool_input` are one."""
+    """Spell a key without case, underscores and hyphens, so that `toolInput` and `tool_input` are the same."""
     return str(key).lower().replace("_", "").replace("-", "")
 
 
@@ -82,11 +83,11 @@ def call_fields(value: Any, index: int) -> dict[str, Any]:
     """Return the fields of one ToolCall.
 
     Args:
-        value: the call as its source has it, wrapped in `function` or flat.
-        index: of its message, for errors.
+        value: the call as its source gives it, wrapped in `function` or flat.
+        index: index of the call's message, for errors.
 
     Raises:
-        TraceError: no name, or something held under keys that are not of the known ones.
+        TraceError: the call has no name, or has content under unknown keys only.
     """
     function = value.get("function") if type(value) is dict else None
     if type(function) is dict and function.keys() == _CHAT and type(function["arguments"]) is str:
@@ -96,7 +97,7 @@ def call_fields(value: Any, index: int) -> dict[str, Any]:
         if type(function["name"]) is str and value.keys() <= {"id", "type", "function", "index"}:
             return fields
     if not isinstance(value, Mapping):
-        raise TraceError(f"message {index}: a tool call that is {kind(value)}, not an object")
+        raise TraceError(f"message {index}: a tool call is {kind(value)}, not an object")
     holders = _holders(value)
     keys = [{plain_key(k): v for k, v in holder.items()} for holder in holders]
     name = next((k[n] for k in keys for n in NAMES if isinstance(k.get(n), str) and k[n]), None)
@@ -108,7 +109,7 @@ def call_fields(value: Any, index: int) -> dict[str, Any]:
 
 
 def name_and_arguments(call: Any) -> tuple[Any, Any]:
-    """Return a call's name and its arguments as they are, under whichever known keys; None if there are none."""
+    """Return a call's name and its unchanged arguments, from whichever known keys hold them; None if there are none."""
     if not isinstance(call, Mapping):
         return None, call
     keys = [{plain_key(k): v for k, v in holder.items()} for holder in _holders(call)]
@@ -128,7 +129,8 @@ def _holders(value: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _arguments(name: str, holders: list[Mapping[str, Any]], keys: list[dict[str, Any]], index: int) -> dict[str, Any]:
-    """Return the arguments as they are, a string byte for byte. Raises TraceError if other keys hold something."""
+    """Return the unchanged arguments; a string is kept byte for byte. Raises TraceError if unknown keys have
+    content."""
     for known in ARGUMENTS:
         for held in keys:
             if (found := held.get(known)) is not None:
@@ -144,7 +146,7 @@ def _arguments(name: str, holders: list[Mapping[str, Any]], keys: list[dict[str,
     if other:
         shown = ", ".join(repr(k) for k in other[:6])
         raise TraceError(
-            f"message {index}: the call of {name!r} has its arguments under none of the known keys "
-            f"({', '.join(ARGUMENTS[:6])}, …), and holds {shown}"
+            f"message {index}: the call of {name!r} has no arguments under a known key "
+            f"({', '.join(ARGUMENTS[:6])}, …), but has {shown}"
         )
     return {"arguments_raw": "{}", "arguments_form": "object"}

@@ -1,8 +1,10 @@
-"""What a record held and its traces do not: every string of the source is looked for in what was made of it.
+"""Find what a record contains and its traces lack: every string of the source is searched for in the traces made from
+it.
 
-A string is kept if the traces have it as often as the record: as a message, in a call, in `extra`, in a schema, or as a part of
-one of those. JSON within strings is taken apart on both sides. What is absent is listed by its key path (`messages[].usage.id`),
-with the reason that `left_out.json` gives for exactly that path; a path without one is a loss that nobody has explained.
+A string is kept if the traces contain it as often as the record does: as a message, in a call, in `extra`, in a schema,
+or as part of one of those. JSON within strings is parsed on both sides. Missing strings are listed by their key path
+(`messages[].usage.id`), with the reason that `left_out.json` gives for exactly that path; a path without a reason is an
+unexplained loss.
 """
 
 from __future__ import annotations
@@ -19,28 +21,29 @@ from hintdistill.traces.left_out import REPEATING, left_out
 from hintdistill.traces.options import Failure
 
 SHAPE = frozenset({"type", "role", "object", "kind", "from", "part_kind", "arguments_form", "event", "event_type"})
-"""Keys whose values say what shape something has; they decide how it is read and are not words."""
+"""Keys whose values describe a shape: they decide how a value is read and are not content."""
 REFERENCE = "attachment://"
-"""A string that stands for another one, which is read in its place."""
+"""A string that refers to another string, which is read in its place."""
 LONG = 12
-"""A string of so many characters is also looked for inside longer ones, as often as it is there."""
+"""A string of at least this many characters is also searched for inside longer strings, as often as it occurs."""
 
 
 @dataclass(frozen=True)
 class Lost:
-    """Strings of one key path that no trace of the record has."""
+    """Describe the strings of one key path that no trace of the record contains."""
 
     path: str
     strings: int
     characters: int
     example: str
-    """The first of them, cut to 60 characters."""
+    """The first lost string, cut to 60 characters."""
     reason: str | None
-    """Why they are left out; None if nobody has said so."""
+    """Why the strings are left out; None if no reason is recorded."""
 
 
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Key path and text of every string of a decoded value, those inside JSON strings too; without recursion."""
+    """Return the key path and text of every string of a decoded value, including strings inside JSON strings, without
+    recursion."""
     stack: list[tuple[Any, str, str]] = [(value, path, "")]
     while stack:
         at, where, key = stack.pop()
@@ -60,7 +63,7 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _unpacked(text: str) -> Any:
-    """Return the object or list that a string holds as JSON; None if it is text."""
+    """Return the object or list that a string encodes as JSON; None if it is plain text."""
     if text[:1] not in ("{", "[", '"') or text[-1:] not in ("}", "]", '"'):
         return None
     try:
@@ -71,11 +74,11 @@ def _unpacked(text: str) -> Any:
 
 
 Call = tuple[str, str]
-"""Name of a call and its arguments as JSON in a fixed order, or as their text."""
+"""The name of a call, and its arguments as JSON in a fixed order, or as text if they are not JSON."""
 
 
 def calls_in(value: Any) -> Iterator[tuple[str, Call]]:
-    """Key path, name and arguments of every object that has the form of a call, in whatever API; without recursion."""
+    """Return key path, name and arguments of every object that has the form of a call in any API, without recursion."""
     stack: list[tuple[Any, str]] = [(value, "")]
     while stack:
         at, where = stack.pop()
@@ -95,7 +98,7 @@ def calls_in(value: Any) -> Iterator[tuple[str, Call]]:
 
 
 def _is_call(value: dict[str, Any]) -> bool:
-    """Return whether an object says a name and arguments, and is no schema."""
+    """Return whether an object has a name and arguments and is not a schema."""
     what = str(value.get("type", ""))
     if what.endswith(("tool_use", "custom_tool_call")) or "toolUseId" in value:
         return isinstance(value.get("name"), str) and "input" in value
@@ -104,7 +107,8 @@ def _is_call(value: dict[str, Any]) -> bool:
 
 
 def _canonical(arguments: Any) -> str:
-    """Arguments as JSON in a fixed order, whatever strings they were wrapped in; broken ones as their text."""
+    """Return arguments as JSON in a fixed order, however they were wrapped in strings; broken JSON is returned as
+    text."""
     for _ in range(3):
         if not isinstance(arguments, str):
             break
@@ -116,7 +120,7 @@ def _canonical(arguments: Any) -> str:
 
 
 class _Kept:
-    """The strings of some traces."""
+    """Hold the strings of some traces."""
 
     def __init__(self, traces: Iterable[Trace]) -> None:
         found = [s for t in traces for _, s in leaves(t.model_dump(mode="json", exclude={"source"}))]
@@ -125,7 +129,7 @@ class _Kept:
         self._all = "\0".join(found)
 
     def times(self, text: str, wanted: int) -> int:
-        """Return how often a string is there, counted up to what is wanted."""
+        """Return how often a string occurs, counting only up to the wanted number."""
         have = self._exact[text]
         if have >= wanted or not text.strip():
             return wanted if not text.strip() else have
@@ -138,7 +142,8 @@ class _Kept:
 
 
 def _raw(trace: Trace) -> Iterator[str]:
-    """Texts of a trace that may hold JSON, whole, because a source may have had them in pieces."""
+    """Return texts of a trace that may contain JSON as a whole, because a source may have stored their parts
+    separately."""
     for m in trace.messages:
         for text in (m.content, m.raw_text, *(c.arguments_raw for c in m.tool_calls)):
             if text and _unpacked(text) is not None:
@@ -146,12 +151,12 @@ def _raw(trace: Trace) -> Iterator[str]:
 
 
 def lost_of(value: Any, outcomes: Sequence[Trace | Failure], format_name: str) -> list[Lost]:
-    """Return the strings of a record that its traces do not have, by key path, the unexplained ones first.
+    """Return the strings of a record that its traces lack, by key path, unexplained ones first.
 
     Args:
-        value: the decoded record; for formats of file scope, the list of its values.
-        outcomes: what a reader made of it.
-        format_name: of the reader, whose reasons hold.
+        value: the decoded record; for formats of file scope, the list of the file's values.
+        outcomes: the traces and failures that a reader made from it.
+        format_name: the reader's format, whose recorded reasons apply.
     """
     traces = [o for o in outcomes if isinstance(o, Trace)]
     reasons = left_out(format_name)
@@ -186,13 +191,13 @@ def lost_of(value: Any, outcomes: Sequence[Trace | Failure], format_name: str) -
 
 
 def lost_record(value: Any, outcomes: Sequence[Trace | Failure], held: Iterable[str]) -> list[Lost]:
-    """Return what is lost of a record of any format: all of one that gave no trace, with the failure's reason as the
+    """Return the losses of a record of any format. If the record gave no trace, everything is lost, for the failure's
     reason.
 
     Args:
         value: the decoded record.
-        outcomes: what was made of it, failures only.
-        held: reasons of failures that lose nothing, because another trace holds the same.
+        outcomes: the outcomes of the record, all of them failures.
+        held: reasons of failures that lose nothing, because another trace contains the same content.
     """
     failures = [o for o in outcomes if isinstance(o, Failure) and o.reason not in held]
     texts = [text for _, text in leaves(value)]
@@ -202,7 +207,7 @@ def lost_record(value: Any, outcomes: Sequence[Trace | Failure], held: Iterable[
 
 
 def summed(found: Iterable[Lost]) -> list[Lost]:
-    """Return one entry for each key path and reason, those without a reason first."""
+    """Return one entry for each key path and reason, entries without a reason first."""
     by: dict[tuple[bool, str, str | None], Lost] = {}
     for item in found:
         key = (item.reason is not None, item.path, item.reason)

@@ -1,7 +1,8 @@
-"""Paths to files: a file, a folder, a glob, a zip, a table, a data set on the hub. What may not be read is named, never followed.
+"""Turn paths into files: a path is a file, a folder, a glob, a zip, a table or a data set on the hub. Files that must
+not be read are named, never followed.
 
-Folders are untrusted: a symbolic link is read only where it stays inside its folder, anything that is no regular file
-(a pipe would block for ever) is refused. Archives are in `archives.py`.
+Folders are untrusted: a symbolic link is read only if it stays inside its folder, and anything that is not a regular
+file is refused (a pipe would block for ever). Archives are handled in `archives.py`.
 """
 
 from __future__ import annotations
@@ -28,19 +29,19 @@ ARCHIVES = (".zip", ".eval")
 
 @dataclass(frozen=True)
 class TraceFile:
-    """A file to read, or the reason why it is not read."""
+    """Describe a file to read, or a file that is not read together with the reason."""
 
     name: str
-    """Path, with `!/member` for a file in an archive."""
+    """Path, followed by `!/member` for a file in an archive."""
     path: Path
     member: Member | None = None
     refused: Failure | None = None
     foreign: bool = False
-    """Not read because its ending is none of the known ones: reported, but no failure."""
+    """Whether the file is not read because its ending is unknown; this is reported, but is not a failure."""
     hub: HubSet | None = None
 
     def open(self) -> IO[bytes]:
-        """Return the file's bytes, from the start. Raises OSError; BadZipFile where an archive is damaged."""
+        """Open the file and return its bytes from the start. Raises OSError, or BadZipFile if an archive is damaged."""
         if self.member is not None:
             return self.member.open()
         if self.path.suffix.lower() in COMPRESSED:
@@ -48,7 +49,8 @@ class TraceFile:
         return self.path.open("rb", buffering=1 << 20)
 
     def rows(self) -> Iterator[tuple[str, Any]] | None:
-        """Place and value of each row if the file is a table or a data set on the hub, else None. Iterating raises OSError."""
+        """Return the place and value of each row if the file is a table or a data set on the hub, else None. Iterating
+        may raise OSError."""
         if self.hub is not None:
             return ((f"split {split}, row {n}", row) for split, n, row in hub_rows(self.hub))
         if self.member is None and self.path.suffix.lower() in TABLES:
@@ -57,12 +59,12 @@ class TraceFile:
 
     @property
     def kind(self) -> str:
-        """What its name says that it is, for a line that counts files that are not read."""
+        """Return the kind of file suggested by its name, for the line that counts unread files."""
         return Path(self.name).suffix or "no ending"
 
 
 def not_read(files: Sequence[TraceFile]) -> str | None:
-    """Return one line about the files that are of no known kind, by ending; None if there are none."""
+    """Return one line about the files of unknown kinds, grouped by ending; None if there are none."""
     counted: dict[str, int] = {}
     for file in files:
         counted[file.kind] = counted.get(file.kind, 0) + 1
@@ -70,24 +72,28 @@ def not_read(files: Sequence[TraceFile]) -> str | None:
         return None
     listed = ", ".join(f"{n} {kind}" for kind, n in sorted(counted.items()))
     shown = "; ".join(file.name for file in files[:3])
-    return f"not read, because they are not trace files of a known kind: {listed} ({shown}{', …' if len(files) > 3 else ''})"
+    return (
+        f"not read, because they are not trace files of a known kind: {listed} "
+        f"({shown}{', …' if len(files) > 3 else ''})"
+    )
 
 
 def trace_files(paths: Sequence[str | Path], key: str | None = None) -> list[Path]:
-    """Return the trace files and archives under `paths`, in order, without opening any; errors name the `key` that
-    names the paths.
+    """Return the trace files and archives under `paths`, in order, without opening any. Errors mention `key`, the
+    setting that names the paths.
 
     Raises:
-        InputError: a path does not exist, or a folder holds no file with a known ending.
+        InputError: a path does not exist, or a folder contains no file with a known ending.
     """
     return [file.path for file in _walk_all(paths, key) if not file.foreign]
 
 
 def all_files(paths: Sequence[str | Path]) -> Iterator[TraceFile]:
-    """Yield every file under `paths`, archives opened, in a stable order; those that are not read say why.
+    """Yield every file under `paths`, including members of archives, in a stable order; files that are not read carry
+    the reason.
 
     Raises:
-        InputError: a path does not exist, or a folder holds no file with a known ending.
+        InputError: a path does not exist, or a folder contains no file with a known ending.
     """
     for file in _walk_all(paths):
         if file.refused is None and not file.foreign and file.path.suffix.lower() in ARCHIVES:
@@ -120,11 +126,13 @@ def _expand(given: str | Path, key: str | None) -> list[Path]:
     if glob.has_magic(str(given)):
         found = sorted(p for p in map(Path, glob.glob(str(given), recursive=True)) if p.is_file() or p.is_dir())  # noqa: PTH207
         if not found:
-            raise InputError(f"nothing matches {given}", hint="quote the pattern, so that the shell leaves it alone")
+            raise InputError(f"nothing matches {given}", hint="quote the pattern, so that the shell does not expand it")
         # a folder that a pattern matches beside its own files would only name them again
         return [p for p in found if not any(q in found for q in p.parents)]
     hint = (
-        f"{key} names it" if key else "a path in a config file is relative to the file, others to the working directory"
+        f"{key} names it"
+        if key
+        else "a path in a config file is relative to the file; other paths are relative to the working directory"
     )
     raise InputError(f"no such file or folder: {path}", hint=hint)
 
@@ -138,19 +146,19 @@ def _folder(folder: Path) -> list[TraceFile]:
         found += _of_saved_set(Path(where), names, entries) if is_saved_set(names) else entries
     if all(f.foreign for f in found):
         endings = ", ".join("*" + s for s in (*SUFFIXES, *ARCHIVES, *TABLES)) + ", also with .gz or .zst"
-        raise InputError(f"no trace files in {folder}", hint=f"looked for {endings}")
+        raise InputError(f"no trace files in {folder}", hint=f"searched for {endings}")
     return sorted(found, key=lambda f: f.path)
 
 
 def _of_saved_set(folder: Path, names: list[str], entries: list[TraceFile]) -> list[TraceFile]:
-    """Return the tables of a set that `datasets` saved, without what it writes beside them."""
+    """Return the tables of a set that `datasets` saved, without the other files that it writes."""
     tables = saved_tables(folder, names)
     kept = [e for e in entries if e.path.name not in SAVED]
     return [e for e in kept if e.path.suffix.lower() != ".arrow" or e.path.name in tables]
 
 
 def is_trace_name(name: str) -> bool:
-    """Return whether a file is one of the known kinds, by its name."""
+    """Return whether a file's name has one of the known endings."""
     lower = name.lower()
     if lower.endswith(COMPRESSED):
         inner = Path(inner_name(lower)).suffix
@@ -159,7 +167,7 @@ def is_trace_name(name: str) -> bool:
 
 
 def _look(path: Path, root: Path) -> TraceFile:
-    """Return one directory entry: read, foreign or refused."""
+    """Return one directory entry as read, foreign or refused."""
 
     def refuse(reason: str, message: str) -> TraceFile:
         return TraceFile(str(path), path, refused=Failure(Source(file=str(path), position="file"), reason, message))
@@ -169,15 +177,15 @@ def _look(path: Path, root: Path) -> TraceFile:
             target = path.resolve()
         except (OSError, RuntimeError):
             # Python before 3.13 says it with a RuntimeError
-            return refuse("symlink", "a symbolic link that leads back to itself: not followed")
+            return refuse("symlink", "a symbolic link that leads back to itself, which is not followed")
         if not target.is_relative_to(root):
-            return refuse("symlink", f"a symbolic link out of the folder, to {target}: not followed")
+            return refuse("symlink", f"a symbolic link out of the folder, to {target}, which is not followed")
         if not target.is_file():
-            return refuse("symlink", "a symbolic link to something that is not a file: not followed")
+            return refuse("symlink", "a symbolic link to something that is not a file, which is not followed")
     try:
         mode = path.stat().st_mode
     except OSError as error:
         return refuse("unreadable", f"cannot be read: {error.strerror}")
     if not stat.S_ISREG(mode):
-        return refuse("not_a_file", "neither a regular file nor a folder: not opened")
+        return refuse("not_a_file", "neither a regular file nor a folder, so it is not opened")
     return TraceFile(str(path), path, foreign=not is_trace_name(path.name))

@@ -1,9 +1,9 @@
-"""Which traces belong to one task, so that a task is trained on or held out, never both.
+"""Find the traces that belong to one task, so that a task is either trained on or held out, never both.
 
-A trace belongs to the task its source names; without a name, to everything with the same tools and first user message. First
-messages that differ in little (a date, white space, a typo mended) are one task: their words in runs of three overlap by
-MinHash (Broder 1997), found by banding and confirmed exactly. Runs that most of the tasks share are a prompt's template and
-count for nothing, or all tasks of an environment would be one.
+A trace belongs to the task that its source names; without a name, traces with the same tools and first user message
+belong together. First messages that differ only slightly (a date, white space, a corrected typo) are one task: the
+overlap of their three-word runs is estimated by MinHash (Broder 1997) with banding, and then confirmed exactly. Runs
+that most tasks share are a prompt's template and are ignored; otherwise all tasks of an environment would be one.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from collections.abc import Iterable
 from hintdistill.core.types import Trace
 
 SIMILAR = 0.8
-"""Jaccard overlap from which two first messages are one task."""
+"""Jaccard overlap from which two first messages count as one task."""
 SHARED = 0.5
-"""A run of words in more than this share of the tasks is template."""
+"""A run of words that occurs in more than this share of the tasks counts as template."""
 BANDS, ROWS = 24, 4
 RUN = 3
 _WORD = re.compile(r"\w+|[^\w\s]")
@@ -37,7 +37,7 @@ def group_key(trace: Trace) -> str:
 
 
 def first_message(trace: Trace) -> str:
-    """Return what the task was, as far as the trace says: the first user message, else the system prompt."""
+    """Return the best available description of the task: the first user message, else the system prompt."""
     for role in ("user", "system"):
         found = next((m.content for m in trace.messages if m.role == role and m.content), None)
         if found is not None:
@@ -46,7 +46,7 @@ def first_message(trace: Trace) -> str:
 
 
 def group_traces(traces: Iterable[Trace]) -> list[str]:
-    """Return the group of each trace; near-duplicates of tasks without a name share the smallest of their keys."""
+    """Return the group of each trace; near-duplicates among tasks without a name share the smallest of their keys."""
     grouper = Grouper()
     for trace in traces:
         grouper.add(trace)
@@ -54,7 +54,8 @@ def group_traces(traces: Iterable[Trace]) -> list[str]:
 
 
 class Grouper:
-    """Groups traces that come one at a time; of each it keeps a key, and of each task without a name the runs of its words."""
+    """Group traces that arrive one at a time. Only a key per trace, and the runs of words of each task without a name,
+    are kept in memory."""
 
     def __init__(self) -> None:
         self._keys: list[str] = []
@@ -69,13 +70,13 @@ class Grouper:
             self._unnamed[key] = _runs(trace)
 
     def groups(self) -> list[str]:
-        """Return the group of each trace, in the order in which they came."""
+        """Return the group of each trace, in order of arrival."""
         merged = _merge(dict(sorted(self._unnamed.items())))
         return [merged.get(k, k) for k in self._keys]
 
 
 def _runs(trace: Trace) -> frozenset[int]:
-    """Digests of a first message's runs of words."""
+    """Return digests of a first message's runs of words."""
     words = _WORD.findall(first_message(trace).casefold())
     tools = "\0".join(sorted(trace.tool_schemas))
     runs = {tools + "\1" + " ".join(words[i : i + RUN]) for i in range(max(1, len(words) - RUN + 1))}
@@ -87,7 +88,7 @@ def _digest(run: str) -> int:
 
 
 def _merge(runs: dict[str, frozenset[int]]) -> dict[str, str]:
-    """Key → smallest key of its near-duplicates."""
+    """Map each key to the smallest key among its near-duplicates."""
     common = Counter(r for found in runs.values() for r in found)
     template = {r for r, n in common.items() if n > max(2, SHARED * len(runs))}
     told = {k: own if (own := found - template) else found for k, found in runs.items()}
@@ -117,8 +118,8 @@ def _overlap(a: frozenset[int], b: frozenset[int]) -> float:
 
 
 def _minhash(digests: frozenset[int]) -> tuple[int, ...]:
-    """Return the smallest of each of BANDS × ROWS hashes, one linear map of a fixed digest each; the same in every
-    process."""
+    """Return the minimum of each of BANDS × ROWS hashes; each hash is a linear map of a fixed digest, and is the same
+    in every process."""
     return tuple(min((a * d + b) % _MERSENNE for d in digests) for a, b in _MAPS)
 
 

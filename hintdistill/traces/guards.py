@@ -1,10 +1,11 @@
-"""What holds of every trace, whichever reader made it: asked once, in the path that all of them pass through.
+"""Rules that hold for every trace, whichever reader made it; all traces pass through this check once.
 
-- An assistant message with no content, call, reasoning and ids is no step of the student: it is given, with the reason.
-- What the assistant said before the first user message (a greeting, a demonstration) is given.
-- After a message whose words are not understood, or a call whose result was not recorded, what the student answers is not
-  known: later turns are given, and a trace without any other is the failure `unread`.
-- A trace without a user message and without a recorded prompt has lost what was asked: it is the failure `no_request`.
+- An assistant message without content, calls, reasoning and ids is not a step of the student: it is marked as given,
+  with the reason.
+- Assistant messages before the first user message (a greeting, a demonstration) are given.
+- After a message whose words could not be read, or a call whose result was not recorded, the student's context is
+  unknown: later turns are given, and a trace without other turns is the failure `unread`.
+- A trace without a user message and without a recorded prompt has lost its request: it is the failure `no_request`.
 """
 
 from __future__ import annotations
@@ -16,22 +17,22 @@ from hintdistill.traces.options import Failure
 from hintdistill.traces.unread import HOSTED, UNREAD, UNSEEN
 
 GIVEN_BECAUSE = "given_because"
-"""Key of a given turn's `extra` under which the reason stands."""
+"""Key in a given turn's `extra` that holds the reason."""
 SAYS_NOTHING = "says nothing"
 BEFORE_THE_USER = "before the first user message"
 
 
 def marked_given(message: Message, reason: str) -> Message:
-    """Return the message as context, with the reason."""
+    """Return the message marked as context, with the reason."""
     return message.model_copy(update={"given": True, "extra": {**message.extra, GIVEN_BECAUSE: reason}})
 
 
 def guarded(trace: Trace, *, answers: bool) -> Trace | Failure:
-    """Return the trace with its unusable turns given, or the failure that it is.
+    """Return the trace with its unusable turns marked as given, or a failure if nothing usable remains.
 
     Args:
         trace: as its reader made it.
-        answers: whether the student answers a user; not where it plays the user itself, who opens the conversation.
+        answers: whether the student answers a user; False if it plays the user itself, who opens the conversation.
     """
     if _in_order(trace.messages):
         return trace
@@ -42,7 +43,7 @@ def guarded(trace: Trace, *, answers: bool) -> Trace | Failure:
     late = _after_unknown(messages)
     if late and not any(m.role == "assistant" and not m.given and i not in late for i, m in enumerate(messages)):
         assert trace.source is not None
-        return Failure(trace.source, "unread", f"no step whose context is known: {next(iter(late.values()))}")
+        return Failure(trace.source, "unread", f"no step has a known context: {next(iter(late.values()))}")
     first = next((i for i, m in enumerate(messages) if m.role == "user"), None)
     if first is None and not _recorded_prompt(messages):
         return _no_request(trace)
@@ -59,8 +60,8 @@ def guarded(trace: Trace, *, answers: bool) -> Trace | Failure:
 
 
 def _in_order(messages: tuple[Message, ...]) -> bool:
-    """Return whether a user speaks first, every turn of the assistant says something, and no message has more to it:
-    most do."""
+    """Return whether a user speaks first, every assistant turn has content, and no message has unread parts; this holds
+    for most traces."""
     asked = False
     for m in messages:
         if m.extra:
@@ -78,7 +79,8 @@ def _empty(m: Message) -> bool:
 
 
 def _hosted(trace: Trace) -> dict[int, str]:
-    """Turns that call a tool which the server offered and whose schema the record lacks: nothing can judge such a call."""
+    """Return turns that call a tool which the server offered but whose schema was not recorded: such calls cannot be
+    judged."""
     if not trace.tools:
         return {}
     found: dict[int, str] = {}
@@ -90,7 +92,7 @@ def _hosted(trace: Trace) -> dict[int, str]:
 
 
 def _after_unknown(messages: tuple[Message, ...]) -> dict[int, str]:
-    """Return the student's turns from the first place on where something it read is not known, with the reason."""
+    """Return the student's turns after the first input that could not be read, with the reason."""
     reason: str | None = None
     late: dict[int, str] = {}
     for i, m in enumerate(messages):
@@ -111,15 +113,15 @@ def _says_nothing(trace: Trace) -> Failure | None:
     named = [k for m in steps for k in m.extra.get(UNREAD) or sorted(m.extra)]
     held = list(dict.fromkeys(k for k in named if k not in (GIVEN_BECAUSE, UNREAD)))
     assert trace.source is not None
-    text = f"{len(steps)} messages of the student, and none with content, call, reasoning or token ids"
+    text = f"{len(steps)} messages of the student, but none with content, calls, reasoning or token ids"
     return Failure(trace.source, "says_nothing", f"{text} (other keys: {', '.join(held[:8]) or 'none'})")
 
 
 def _recorded_prompt(messages: tuple[Message, ...]) -> bool:
-    """Return whether what the student was asked is known without a user message.
+    """Return whether the student's request is known without a user message.
 
-    Its prompt's ids say it; so does the system prompt of an agent that sets to work by itself. A system prompt followed by
-    words is an answer whose question is missing.
+    It is known from the prompt's ids, or from the system prompt of an agent that starts to work by itself. If text
+    follows the system prompt directly, the text is an answer whose question is missing.
     """
     step = next((i for i, m in enumerate(messages) if m.role == "assistant" and not m.given), None)
     if step is None:
@@ -139,11 +141,11 @@ def _no_request(trace: Trace) -> Failure:
 
 
 def given_reasons(trace: Trace) -> Mapping[str, int]:
-    """Return how many turns of a trace are given, by the reason if one is noted."""
+    """Return the number of given turns of a trace by reason; turns without a recorded reason are counted together."""
     counted: dict[str, int] = {}
     for m in trace.messages:
         if m.role == "assistant" and m.given:
             reason = m.extra.get(GIVEN_BECAUSE)
-            name = reason if isinstance(reason, str) else "not said here"
+            name = reason if isinstance(reason, str) else "no reason recorded"
             counted[name] = counted.get(name, 0) + 1
     return counted

@@ -1,6 +1,7 @@
 """Data sets of the Hugging Face hub, streamed: `hf://owner/name?split=train&revision=main`.
 
-A copy that is on this machine already is read without the network; so is every set where `HF_HUB_OFFLINE` is set.
+A copy that is already on this machine is read without network access; with `HF_HUB_OFFLINE` set, every set is read that
+way.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ KEYS = ("split", "revision", "config")
 
 @dataclass(frozen=True)
 class HubSet:
-    """A data set on the hub, or the part of it that is read."""
+    """Describe a data set on the hub, or the part of it that is read."""
 
     name: str
     split: str | None = None
-    """Every split where None."""
+    """The split to read; None reads every split."""
     revision: str | None = None
     config: str | None = None
 
@@ -34,26 +35,26 @@ def is_hub_set(path: Any) -> bool:
 
 
 def hub_set(path: str) -> HubSet:
-    """Return the set that a path names.
+    """Return the data set that a path names.
 
     Raises:
-        InputError: no `owner/name`, or an unknown key behind the `?`.
+        InputError: the path does not have the form `owner/name`, or has an unknown key after the `?`.
     """
     name, _, query = path.removeprefix(SCHEME).removeprefix("datasets/").partition("?")
     given = dict(parse_qsl(query, keep_blank_values=True))
     unknown = sorted(given.keys() - set(KEYS))
     if unknown or name.count("/") != 1 or not all(name.split("/")):
-        what = f"unknown key {unknown[0]!r}" if unknown else f"{name!r} is not owner/name"
+        what = f"unknown key {unknown[0]!r}" if unknown else f"{name!r} does not have the form owner/name"
         raise InputError(f"{path}: {what}", hint="hf://owner/name?split=train&revision=main&config=default")
     return HubSet(name, given.get("split"), given.get("revision"), given.get("config"))
 
 
 def hub_rows(wanted: HubSet) -> Iterator[tuple[str, int, dict[str, Any]]]:
-    """Split, row number from 1, and row, one at a time.
+    """Yield the split, the row number counted from 1, and the row, one row at a time.
 
     Raises:
         InputError: `datasets` is not installed.
-        OSError: the set cannot be read; the text says why.
+        OSError: the set cannot be read; the message says why.
     """
     try:
         import datasets
@@ -77,7 +78,7 @@ def hub_rows(wanted: HubSet) -> Iterator[tuple[str, int, dict[str, Any]]]:
 
 
 def _local_copy(wanted: HubSet) -> str | None:
-    """Return the folder of a copy that was downloaded before; None if there is none."""
+    """Return the folder of a copy that was downloaded earlier; None if there is none."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 

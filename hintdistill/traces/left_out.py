@@ -1,7 +1,7 @@
-"""Why readers leave out what they leave out, key path by key path.
+"""The reasons why readers leave out parts of a record, by key path.
 
-The paths are exact: `observations[].metadata.scope.name` stands for that place and no other. `[]` is any entry of a list; keys
-inside JSON strings are written as if the string were the object.
+The paths are exact: `observations[].metadata.scope.name` means that place and no other. `[]` means any entry of a list;
+keys inside JSON strings are written as if the string were the object.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ REPEATING = frozenset(
         "toolbench",
     }
 )
-"""Formats whose records say the same several times; of their strings one is looked for, of other formats' as many as there are."""
+"""Formats whose records repeat the same string: for them one occurrence is searched for; for other formats, as many as
+the record has."""
 
 
 @cache

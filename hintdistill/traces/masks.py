@@ -1,7 +1,7 @@
-"""Masks that a data set puts on single messages: a turn that is not to be trained on is context here.
+"""Masks that a data set puts on single messages: a turn that must not be trained on becomes context.
 
-Weights (`weight: 0`), switches (`train`, `trainable`, `loss: false`), per-message loss masks (`loss_mask: 0`, or a list of
-zeros) and their opposites (`mask: true`, `ignore: true`) are read in any spelling of the key.
+Weights (`weight: 0`), switches (`train`, `trainable`, `loss: false`), per-message loss masks (`loss_mask: 0`, or a list
+of zeros) and their opposites (`mask: true`, `ignore: true`) are recognised in any spelling of the key.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ TRAINED = frozenset(
         "assistantmasks",
     }
 )
-"""0 or false here: the turn carries no loss."""
+"""Keys that exclude a turn from the loss with the value 0 or false."""
 MASKED = frozenset(
     {
         "mask",
@@ -64,12 +64,12 @@ MASKED = frozenset(
         "excludefromtraining",
     }
 )
-"""1 or true here: the turn carries no loss."""
+"""Keys that exclude a turn from the loss with the value 1 or true."""
 _LETTERS = frozenset(key[:2] for key in TRAINED | MASKED)
 
 
 def masked_by(value: Mapping[str, Any]) -> str | None:
-    """Return the mask that takes a message out of training, as `key: value`; None if none does."""
+    """Return the mask that excludes a message from training, as `key: value`; None if there is none."""
     for key, said in value.items():
         if said is None or type(key) is not str or key[:2].lower() not in _LETTERS:
             continue

@@ -1,4 +1,4 @@
-"""How traces are read, and what reading yields besides traces."""
+"""Options of reading traces, and the results of reading other than traces."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hintdistill.core.errors import TraceError
 from hintdistill.core.types import Source, ToolEffect
 
 MAX_RECORD_BYTES = 256 * 2**20
-"""Default bound on one record, and on one session that is read whole."""
+"""Default size limit of one record, and of one session that is read whole."""
 
 
 @dataclass(frozen=True)
@@ -18,22 +18,23 @@ class ReadOptions:
     """Options of every reader."""
 
     format: str = "auto"
-    """A name of the registry, or `auto`: recognised record by record."""
+    """A format's name in the registry, or `auto` to detect the format of each record."""
     student_role: str = "assistant"
-    """Role or speaker's name of the student in the source; every other assistant is somebody else, read as a user."""
+    """Role or speaker name of the student in the source; all other assistants are read as users."""
     token_ids: str = "use"
     """`ignore` drops recorded token ids, so that every step is rendered through the chat template."""
     tools: tuple[dict[str, Any], ...] = ()
     """Used for traces that carry no tool schemas."""
     tool_effects: Mapping[str, ToolEffect] = field(default_factory=dict)
-    """By tool's name; of every trace that has the tool, whoever gave its schema."""
+    """Effects by tool name; they apply to every trace that has the tool, wherever its schema came from."""
     max_record_bytes: int = MAX_RECORD_BYTES
-    """A larger record is refused, not read: memory is bounded by this."""
+    """Size limit of a record in bytes; a larger record is refused, which bounds memory."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """One decoded JSON value and where it stood. For formats of file scope: the list of all values of a file."""
+    """Hold one decoded JSON value and its position. For formats of file scope, it is the list of all values of a
+    file."""
 
     value: Any
     source: Source
@@ -41,14 +42,14 @@ class Record:
 
 @dataclass(frozen=True)
 class Failure:
-    """A record that is not a usable trace, and why."""
+    """Describe a record that is not a usable trace, and the reason."""
 
     source: Source
     reason: str
-    """Short name for the funnel counts."""
+    """Short reason for the funnel counts."""
     message: str
 
     @classmethod
     def of(cls, source: Source, error: TraceError) -> Failure:
-        """Return the failure that an error becomes at the boundary of its record."""
+        """Convert an error that occurred while reading a record into a failure."""
         return cls(source, getattr(error, "code", "not_a_trace"), error.message)

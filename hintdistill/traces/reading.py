@@ -1,6 +1,6 @@
-"""1. read: any format → Trace. One file per format, and the sniffing that picks it.
+"""Read any format into Trace (1. read): list the files, detect the format, call its reader.
 
-Every record met becomes a `Trace` or a `Failure` with file, position and reason; nothing is skipped in silence.
+Every record becomes a `Trace` or a `Failure` with file, position and reason; no record is skipped silently.
 """
 
 from __future__ import annotations
@@ -25,16 +25,17 @@ from hintdistill.traces.schemas import parse_tools
 from hintdistill.traces.turns import trace_id
 
 GENERIC = "openai_chat"
-"""The format that says of an unknown record what it lacks."""
+"""The format whose error describes what an unknown record lacks."""
 
 __all__ = ["Deduplicator", "Failure", "ReadOptions", "load_tool_effects", "load_tools", "read_file", "read_traces"]
 
 
 def load_tools(path: str | Path) -> tuple[dict[str, Any], ...]:
-    """Tool schemas from a JSON file: a list of OpenAI function schemas, bare or wrapped, without their key `effect`.
+    """Load tool schemas from a JSON file with a list of OpenAI function schemas, bare or wrapped; the key `effect` is
+    removed.
 
     Raises:
-        InputError: the file is missing or holds no tool schemas, or an `effect` is not `reads` or `changes`.
+        InputError: the file is missing or contains no tool schemas, or an `effect` is neither `reads` nor `changes`.
     """
     _check_effects(path, _declared_tools(path))
     # the student's prompt is not where an effect belongs
@@ -45,10 +46,10 @@ def load_tools(path: str | Path) -> tuple[dict[str, Any], ...]:
 
 
 def load_tool_effects(path: str | Path) -> dict[str, ToolEffect]:
-    """Return what the schemas of a file say of their tools' effects (`effect: reads` or `changes`), by name.
+    """Return the effects that a file of schemas declares for its tools (`effect: reads` or `changes`), by name.
 
     Raises:
-        InputError: as of `load_tools`.
+        InputError: as for `load_tools`.
     """
     tools = _declared_tools(path)
     _check_effects(path, tools)
@@ -62,7 +63,9 @@ def _declared_tools(path: str | Path) -> tuple[dict[str, Any], ...]:
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"no tool schemas at {path}", hint="traces.tools names a JSON file with a list") from None
+        raise InputError(
+            f"no tool schemas at {path}", hint="traces.tools must name a JSON file with a list of schemas"
+        ) from None
     except ValueError as error:
         raise InputError(f"{path} is not JSON: {error}") from error
     try:
@@ -70,7 +73,7 @@ def _declared_tools(path: str | Path) -> tuple[dict[str, Any], ...]:
     except TraceError as error:
         raise InputError(f"{path}: {error.message}") from error
     if not tools:
-        raise InputError(f"{path} holds no tool schema")
+        raise InputError(f"{path} contains no tool schema")
     return tools
 
 
@@ -79,7 +82,7 @@ def _check_effects(path: str | Path, tools: Sequence[dict[str, Any]]) -> None:
         for given in (tool, tool["function"]):
             if "effect" in given and given["effect"] not in ("reads", "changes"):
                 name = tool["function"]["name"]
-                raise InputError(f"{path}: the effect of {name} is `reads` or `changes`, not {given['effect']!r}")
+                raise InputError(f"{path}: the effect of {name} must be `reads` or `changes`, not {given['effect']!r}")
 
 
 def _without_effect(schema: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,13 +92,14 @@ def _without_effect(schema: Mapping[str, Any]) -> dict[str, Any]:
 def read_traces(
     paths: Sequence[str | Path], options: ReadOptions = ReadOptions(), keep: Deduplicator | None = None
 ) -> Iterator[Trace | Failure]:
-    """Read every record of every file, in a stable order. A turn that appears in several records counts as the student's in one only.
+    """Read every record of every file, in a stable order. A turn that appears in several records counts as the
+    student's only once.
 
-    `keep` is told what was met, e.g. the format of each file.
+    `keep` records facts about the files, e.g. the format of each.
 
     Raises:
-        InputError: a path does not exist, or a folder holds no trace file.
-        ConfigError: `options.format` is no format.
+        InputError: a path does not exist, or a folder contains no trace file.
+        ConfigError: `options.format` is not a known format.
     """
     keep = keep or Deduplicator()
     for file in all_files(paths):
@@ -106,24 +110,24 @@ def read_traces(
 
 
 class Deduplicator:
-    """What must hold across the files of one reading: ids once, turns once."""
+    """Ensure across all files of one reading that each trace id and each turn is used once."""
 
     def __init__(self) -> None:
         self.formats: dict[str, str] = {}
-        """The format of each file's records; the last one where a file mixes them."""
+        """The format of each file's records; if a file mixes formats, the last one."""
         self.watch: Callable[[Record, str, list[Trace | Failure]], None] | None = None
-        """Told each record, the name of its format, and all that was made of it."""
+        """A callback that receives each record, the name of its format, and all outcomes made from it."""
         self.foreign: list[TraceFile] = []
-        """Files met that are of no known kind and were not read."""
+        """Files of unknown kinds, which were not read."""
         self._seen: dict[str, tuple[str, int]] = {}
         self._repeats = Repeats()
 
     def check(self, outcome: Trace | Failure, calls: bool = False) -> Trace | Failure:
-        """Return the outcome, or a failure where it or all its turns were read before.
+        """Return the outcome, or a failure if it, or all of its turns, were already read.
 
         Args:
-            outcome: what a format made of a record.
-            calls: whether the format logs single calls, whose earlier turns other records hold as well.
+            outcome: the trace or failure that a reader made from a record.
+            calls: whether the format logs single calls, whose earlier turns also appear in other records.
         """
         if isinstance(outcome, Failure) or not outcome.step_indices or _only_a_greeting(outcome):
             return outcome if isinstance(outcome, Failure) else _without_step(outcome)
@@ -134,7 +138,7 @@ class Deduplicator:
         if outcome.id in self._seen:
             where, before = self._seen[outcome.id]
             if before == said:
-                text = f"trace id {outcome.id!r} was already read from {where}, with the same messages"
+                text = f"trace id {outcome.id!r} with the same messages was already read from {where}"
                 return Failure(outcome.source, "duplicate_id", text)
             # ids that a source did not keep unique cost no trace
             outcome = outcome.model_copy(update={"id": self._renamed(outcome, where)})
@@ -154,22 +158,22 @@ class Deduplicator:
 def read_file(
     file: TraceFile, options: ReadOptions = ReadOptions(), keep: Deduplicator | None = None
 ) -> Iterator[Trace | Failure]:
-    """Read every record of one file; what cannot be opened or unpacked is one failure.
+    """Read every record of one file; a file that cannot be opened or unpacked is one failure.
 
     Args:
         file: from `files.all_files`.
         options: how to read.
-        keep: what was read before; ids and turns are kept apart from it.
+        keep: the state of the reading so far, which keeps ids and turns unique.
 
     Raises:
-        ConfigError: `options.format` is no format.
+        ConfigError: `options.format` is not a known format.
     """
     forced = None if options.format == "auto" else format_named(options.format)
     yield from _outcomes(read_records(file, options), forced, options, keep or Deduplicator())
 
 
 def read_records(file: TraceFile, options: ReadOptions = ReadOptions()) -> Iterator[Record | Failure]:
-    """Yield the JSON values of one file, before any format is recognised; what cannot be opened or unpacked is one
+    """Yield the JSON values of one file, before any format is detected; a file that cannot be opened or unpacked is one
     failure."""
     if file.refused is not None:
         yield file.refused
@@ -185,19 +189,19 @@ def read_records(file: TraceFile, options: ReadOptions = ReadOptions()) -> Itera
 
 
 def _rows(rows: Iterator[tuple[str, Any]], name: str) -> Iterator[Record | Failure]:
-    """Rows of a table as records; a table without any is a failure."""
+    """Yield the rows of a table as records; a table without rows is a failure."""
     empty = True
     for place, value in rows:
         empty = False
         yield Record(value, Source(file=name, position=place))
     if empty:
-        yield Failure(Source(file=name, position="file"), "empty_file", "the table holds no row")
+        yield Failure(Source(file=name, position="file"), "empty_file", "the table contains no row")
 
 
 def _outcomes(
     values: Iterator[Record | Failure], forced: TraceFormat | None, options: ReadOptions, keep: Deduplicator
 ) -> Iterator[Trace | Failure]:
-    """Records to traces: one by one, or together if the format is spread over the file's lines."""
+    """Convert records to traces: one by one, or together if the format is spread over the file's lines."""
     for value in values:
         if isinstance(value, Failure):
             yield value
@@ -243,7 +247,7 @@ def _parse(
         if keep.watch is not None and seen:
             keep.watch(record, GENERIC if found is None else found.NAME, seen)
         if empty:
-            yield Failure(record.source, "empty_record", "holds no conversation")
+            yield Failure(record.source, "empty_record", "contains no conversation")
     except TraceError as error:
         yield _refused(keep, record, found, Failure.of(record.source, error))
     except RecursionError:
@@ -256,15 +260,14 @@ def _parse(
 
 
 def _refused(keep: Deduplicator, record: Record, found: TraceFormat | None, failure: Failure) -> Failure:
-    """Return the failure of a whole record, told to whoever watches."""
+    """Return the failure of a whole record, and pass it to the callback if there is one."""
     if keep.watch is not None:
         keep.watch(record, GENERIC if found is None else found.NAME, [failure])
     return failure
 
 
 def _understood(outcome: Trace | Failure, options: ReadOptions) -> Trace | Failure:
-    """Return a trace that keeps what holds of every trace, and knows what the file of tool schemas says of its tools'
-    effects."""
+    """Return a trace that obeys the rules of `guards` and has the tool effects declared in the file of tool schemas."""
     if isinstance(outcome, Failure) or not outcome.step_indices:
         return outcome
     # who plays the user opens the conversation: that is a step of its own
@@ -276,18 +279,19 @@ def _understood(outcome: Trace | Failure, options: ReadOptions) -> Trace | Failu
 
 
 READER_ERROR = "reader_error"
-"""Reason of a failure that is a fault of a reader; please report it."""
+"""Reason of a failure that is a bug of a reader; please report it."""
 
 
 def _check_forced(found: TraceFormat, record: Record) -> None:
-    """Formats may rely on what they fit. The two that say best what is missing say it themselves."""
+    """Refuse a record that does not fit the forced format, because readers rely on that check. The two formats with the
+    most precise errors report the problem themselves."""
     first = record.value[0] if found.SCOPE == "file" else record.value
     if found.NAME not in ("native", GENERIC) and not found.fits(first):
-        raise TraceError(f"not in the format {found.NAME}, which traces.format asks for")
+        raise TraceError(f"not in the format {found.NAME}, which traces.format requires")
 
 
 def _only_a_greeting(trace: Trace) -> bool:
-    """Return whether the student said nothing after the user came in."""
+    """Return whether the student said nothing after the first user message."""
     return trace.messages[-1].role != "assistant" and len(trace.given_steps) == len(trace.step_indices)
 
 
@@ -297,5 +301,5 @@ def _without_step(trace: Trace) -> Failure:
     return Failure(
         trace.source,
         "no_assistant_step",
-        f"no message of the student (roles present: {roles}); traces.student_role says which role it is",
+        f"no message of the student (roles present: {roles}); traces.student_role sets the student's role",
     )

@@ -1,4 +1,4 @@
-"""Where a message's thinking stands: beside the content under several keys, or as parts within it."""
+"""Find a message's thinking: next to the content under one of several keys, or as parts within the content."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ KEYS = (
     "thoughts",
     "thought",
 )
-"""Looked at in this order; the first that can be read is the step's thinking."""
+"""Keys tried in this order; the first readable value is the step's thinking."""
 PARTS = frozenset({"thinking", "reasoning", "reasoning.text", "reasoning.summary", "reasoning_text", "thought"})
-"""Types of content parts that are thinking."""
+"""Types of content parts that contain thinking."""
 _TEXTS = ("thinking", "reasoning", "reasoningText", "text", "content", "summary")
 
 
 def reasoning_of(value: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
-    """Return a message's reasoning, and the parts of its keys that are kept unchanged because they are encrypted or
-    hold something else."""
+    """Return a message's reasoning, and the parts under its keys that are kept unchanged because they are encrypted or
+    not reasoning."""
     found: str | None = None
     kept: dict[str, Any] = {}
     for key in KEYS:
@@ -48,8 +48,7 @@ def reasoning_of(value: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
 
 
 def thinking_text(value: Any) -> str | None:
-    """Return the text of thinking in whatever shape it has: a string, a part, a list of parts; None if none can be
-    read."""
+    """Return the text of thinking from a string, a part or a list of parts; None if no text can be read."""
     if isinstance(value, str):
         return value
     if isinstance(value, Mapping):
@@ -61,7 +60,7 @@ def thinking_text(value: Any) -> str | None:
 
 
 def _hides(value: Any) -> bool:
-    """Return whether parts of the thinking cannot be read, e.g. are encrypted."""
+    """Return whether parts of the thinking are unreadable, e.g. encrypted."""
     items = value if isinstance(value, list) else [value]
     return any(isinstance(i, Mapping) and not thinking_text(i) for i in items)
 

@@ -1,7 +1,7 @@
-"""Bytes to records: JSON lines, a JSON array, one object, objects one after another.
+"""Turn bytes into records: JSON lines, a JSON array, one object, or objects one after another.
 
-Streaming: a window on the file holds one record, whatever the size of the file. A broken record costs itself: it becomes
-one failure with its line, and reading goes on at the next record that can be told apart.
+Reading is streamed: a window on the file holds one record at a time, however large the file is. A broken record loses
+only itself: it becomes one failure with its line, and reading continues at the next recognisable record.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from hintdistill.traces.options import Failure, Record
 
 CHUNK = 1 << 16
 TAIL = 16
-"""An error this close to the end of the window may be a value cut by it; no JSON literal is longer."""
+"""An error within this distance of the window's end may come from a truncated value; no JSON literal is longer."""
 SPACE = " \t\r\n"
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
 class _Decoder:
-    """The standard library's decoder, which also says whether it met a number no float can hold."""
+    """The standard library's decoder, extended to report numbers that do not fit a float."""
 
     def __init__(self) -> None:
         self._fast = msgspec.json.Decoder()
@@ -43,10 +43,10 @@ class _Decoder:
         self._odd.append(text)
 
     def whole(self, line: bytes, source: Source) -> Record | None:
-        """Return the value that is all of a line, at twice the speed; None if `decode` must say what the line holds
-        instead.
+        """Return the value if it fills the whole line, at twice the speed; None if `decode` must find out what the line
+        contains.
 
-        msgspec refuses all that `decode` refuses; what it takes, the standard library's decoder reads alike.
+        msgspec rejects everything that `decode` rejects; what it accepts, both decoders read alike.
         """
         try:
             return Record(self._fast.decode(line), source)
@@ -54,14 +54,15 @@ class _Decoder:
             return None
 
     def decode(self, text: str, at: int, source: Source) -> tuple[Record | Failure, int]:
-        """Return one value at `at` and where it ends. Raises ValueError or RecursionError if there is none."""
+        """Return the value at position `at` and the position of its end. Raises ValueError or RecursionError if there
+        is none."""
         self._odd.clear()
         value, end = self._decoder.raw_decode(text, at)
         if self._odd:
-            why = f"holds the number {self._odd[0]}, which is not finite or too large for a float"
+            why = f"contains the number {self._odd[0]}, which is not finite or too large for a float"
             return Failure(source, "not_finite", why), end
         if (text.find("\\ud", at, end) >= 0 or text.find("\\uD", at, end) >= 0) and not _encodes(value):
-            return Failure(source, "lone_surrogate", "holds half of a surrogate pair, which is not valid text"), end
+            return Failure(source, "lone_surrogate", "contains half of a surrogate pair, which is not valid text"), end
         return Record(value, source), end
 
 
@@ -77,9 +78,9 @@ def read_values(stream: IO[bytes], file: str, max_bytes: int) -> Iterator[Record
     """Yield every record of one stream, in order. An empty stream is one failure.
 
     Args:
-        stream: binary, read once from its start.
-        file: its name for messages; `.jsonl` and `.ndjson` are read by lines.
-        max_bytes: a record larger than this is a failure.
+        stream: a binary stream, read once from its start.
+        file: the file's name for messages; `.jsonl` and `.ndjson` are read by lines.
+        max_bytes: the size limit of a record; a larger one is a failure.
     """
     head = stream.read(CHUNK)
     if not head.strip().removeprefix(codecs.BOM_UTF8).strip():
@@ -121,14 +122,14 @@ class _Stream:
         self._stream, self._head = stream, head
 
     def read(self, size: int) -> bytes:
-        """Return what was read ahead, then what the stream gives."""
+        """Return the bytes that were read ahead, then those of the stream."""
         if self._head:
             head, self._head = self._head, b""
             return head
         return self._stream.read(size)
 
     def lines(self, max_bytes: int) -> Iterator[tuple[bytes, bool]]:
-        """Lines, and whether each was cut because it is longer than `max_bytes`; the rest of a cut line is skipped."""
+        """Yield each line with whether it was cut at `max_bytes`; the rest of a cut line is skipped."""
         pending = self._head
         self._head = b""
         *ready, pending = pending.split(b"\n")
@@ -166,7 +167,7 @@ def _lines(stream: _Stream, file: str, max_bytes: int) -> Iterator[Record | Fail
 
 
 def _values_of_line(decoder: _Decoder, text: str, source: Source) -> Iterator[Record | Failure]:
-    """Yield the values of one line; more than one is read as so many records, each with its place."""
+    """Yield the values of one line; several values become several records, each with its position."""
     at, count, where = _skip(text, 0), 0, source
     while at < len(text):
         count += 1
@@ -182,7 +183,8 @@ def _values_of_line(decoder: _Decoder, text: str, source: Source) -> Iterator[Re
 
 
 class _Window:
-    """Text of a stream around the reading position; what is behind is dropped, what is ahead is read when needed."""
+    """Hold the text of a stream around the reading position; text behind it is dropped, and text ahead is read when
+    needed."""
 
     def __init__(self, stream: _Stream) -> None:
         self._stream = stream
@@ -191,7 +193,7 @@ class _Window:
         self._column = 0
 
     def more(self, size: int = CHUNK) -> bool:
-        """Read on; False at the end of the stream."""
+        """Read more text; return False at the end of the stream."""
         if self.ended:
             return False
         data = self._stream.read(size)
@@ -202,19 +204,19 @@ class _Window:
         return bool(grown) or not self.ended
 
     def drop(self) -> None:
-        """Forget what was read past."""
+        """Drop the text before the position."""
         self.line += self.text.count("\n", 0, self.at)
         self._column = self.column
         self.text, self.at = self.text[self.at :], 0
 
     @property
     def column(self) -> int:
-        """Characters of this line before the position."""
+        """Return the number of characters of this line before the position."""
         start = self.text.rfind("\n", 0, self.at)
         return self._column + self.at if start < 0 else self.at - start - 1
 
     def peek(self) -> str:
-        """Return the next character that is no white space, or "" at the end; the position moves to it."""
+        """Move to the next character that is not white space and return it; return "" at the end."""
         while True:
             self.at = _skip(self.text, self.at)
             if self.at < len(self.text):
@@ -224,11 +226,12 @@ class _Window:
 
     @property
     def here(self) -> int:
-        """Line number of the position, from 1."""
+        """Return the line number of the position, counted from 1."""
         return self.line + self.text.count("\n", 0, self.at)
 
     def resume(self) -> bool:
-        """Move to the next line that starts like a record, indented no deeper than this one; False if none does."""
+        """Move to the next line that starts like a record and is not indented deeper than this one; return False if
+        there is none."""
         depth = min(self.column, CHUNK)
         mark = re.compile(rf"\n[ \t]{{0,{depth}}},?[ \t]*(?=\{{)")
         skip = self.at + 1
@@ -265,16 +268,18 @@ def _document(stream: _Stream, file: str, max_bytes: int) -> Iterator[Record | F
             return
     if inside:
         yield Failure(
-            Source(file=file, position=f"line {window.here}"), "not_json", "the list is not closed: truncated"
+            Source(file=file, position=f"line {window.here}"),
+            "not_json",
+            "the list is not closed: the file is truncated",
         )
 
 
 BROKEN = ("not_json", "too_deep", "number_too_large", "too_large")
-"""Failures that leave the reading position at the start of the record."""
+"""Failures after which the reading position is at the start of the record."""
 
 
 def _next(window: _Window, decoder: _Decoder, source: Source, max_bytes: int) -> Record | Failure:
-    """Return the value at the window's position; on success the position moves past it."""
+    """Return the value at the window's position, and on success move past it."""
     while True:
         try:
             outcome, end = decoder.decode(window.text, window.at, source)
@@ -310,7 +315,7 @@ ESCAPED = re.compile("[\udc80-\udcff]")
 
 
 def _not_utf8(text: str, start: int, end: int, source: Source) -> Failure | None:
-    """Bytes that were no UTF-8 are in the text as lone surrogates."""
+    """Return a failure for bytes that are not UTF-8, which appear in the text as lone surrogates."""
     if text.isascii() or not (bad := ESCAPED.search(text, start, end)):
         return None
     byte = ord(bad.group()) - 0xDC00
@@ -323,12 +328,12 @@ def _skip(text: str, at: int) -> int:
 
 
 def _too_large(source: Source, max_bytes: int) -> Failure:
-    return Failure(source, "too_large", f"one record of more than {max_bytes:,} bytes")
+    return Failure(source, "too_large", f"a record is larger than {max_bytes:,} bytes")
 
 
 def _failure(source: Source, error: Exception) -> Failure:
     if isinstance(error, RecursionError):
         return Failure(source, "too_deep", "nested too deeply")
     if not isinstance(error, json.JSONDecodeError):
-        return Failure(source, "number_too_large", f"holds a number too large to read: {error}")
+        return Failure(source, "number_too_large", f"contains a number too large to read: {error}")
     return Failure(source, "not_json", f"not valid JSON: {error}")

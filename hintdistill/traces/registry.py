@@ -1,7 +1,7 @@
-"""The formats: one module each, one protocol, found by name or by looking at a record.
+"""The formats: each is a module that fulfils one protocol, found by name or by looking at a record.
 
-Others are added from outside by `FORMATS.register`, or by an entry point in the group `hintdistill.trace_formats` whose object
-fulfils `TraceFormat`; they are asked before the ones that ship.
+Other packages add formats by `FORMATS.register`, or by an entry point in the group `hintdistill.trace_formats` whose
+object fulfils `TraceFormat`. Added formats are tried before the shipped ones.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ ENTRY_POINTS = "hintdistill.trace_formats"
 
 @runtime_checkable
 class TraceFormat(Protocol):
-    """One way in which agents leave traces. A module is one."""
+    """A format in which agents record traces. A module can be one."""
 
     NAME: str
-    """What `traces.format` calls it."""
+    """The format's name in `traces.format`."""
     SCOPE: Literal["record", "file"]
-    """`file`: the values of a file together are what `traces` gets, because a session is spread over its lines."""
+    """With `file`, `traces` gets the values of a file together, because a session is spread over its lines."""
 
     def fits(self, value: Any) -> bool:
-        """Return whether a decoded record (for file scope: one value of the file) is in this format. Cheap; never
-        raises."""
+        """Return whether a decoded record (for file scope: one value of the file) is in this format. It must be cheap
+        and never raise."""
 
     def traces(self, record: Record, options: ReadOptions) -> Iterable[Trace | Failure]:
-        """Return the traces of one record. Raises TraceError if there is none; the text says why."""
+        """Return the traces of one record. Raises TraceError with the reason if there is none."""
 
 
 SHIPPED = (
@@ -67,7 +67,8 @@ SHIPPED = (
     "conversation",
     "openai_chat",
 )
-"""Asked in this order: what says its own name first, what is told by its shape last."""
+"""The formats in the order in which they are tried: those with an explicit mark first, those recognised by their form
+last."""
 
 
 FORMATS: Registry[TraceFormat] = Registry(
@@ -76,26 +77,26 @@ FORMATS: Registry[TraceFormat] = Registry(
     {{"inspect_log": "inspect"}.get(module, module): f"hintdistill.traces.formats.{module}" for module in SHIPPED},
     group=ENTRY_POINTS,
 )
-"""Every format by name."""
+"""All formats by name."""
 
 
 def formats() -> tuple[TraceFormat, ...]:
-    """Return every format in the order in which they are asked: those from outside first.
+    """Return every format in the order in which they are tried: those of other packages first.
 
     Raises:
-        ConfigError: an entry point does not load, or is no TraceFormat.
+        ConfigError: an entry point cannot be loaded, or is not a TraceFormat.
     """
     return (*FORMATS.outside(), *_shipped())
 
 
 @cache
 def _shipped() -> tuple[TraceFormat, ...]:
-    """Return the formats of this package, imported once: every record is shown to them."""
+    """Return the formats of this package, imported only once, because every record is tried with them."""
     return tuple(FORMATS.get({"inspect_log": "inspect"}.get(module, module)) for module in SHIPPED)
 
 
 def format_named(name: str) -> TraceFormat:
-    """Return the format of that name. Raises ConfigError with the nearest one."""
+    """Return the format of that name. Raises ConfigError that suggests the nearest name."""
     return FORMATS.get(name)
 
 
@@ -104,7 +105,7 @@ _CHAT_MESSAGE = frozenset({"role", "content", "tool_calls", "tool_call_id", "nam
 
 
 def recognise(value: Any) -> TraceFormat | None:
-    """Return the first format a record fits, or None."""
+    """Return the first format that a record fits, or None."""
     for found in FORMATS.outside():
         if found.fits(value):
             return found
@@ -123,8 +124,7 @@ def _chat() -> TraceFormat:
 
 
 def _plain_chat(value: Any) -> bool:
-    """Return whether a record is chat messages of text and calls, and says nothing that another format's record
-    says."""
+    """Return whether a record consists of chat messages with text and calls, and has no mark of another format."""
     if type(value) is not dict or not _CHAT_RECORD.issuperset(value):
         return False
     messages = value.get("messages")

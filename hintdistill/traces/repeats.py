@@ -1,8 +1,9 @@
-"""One turn, one place: prefixes that a log repeats are found, and only their longest form is trained.
+"""Train each turn once: prefixes that a log repeats are found, and only their longest form is trained.
 
-Two situations. A format whose records are calls of a growing conversation is folded into its longest chains (`chains`).
-Across records and files, if traces are yielded as they are read, a trace that another one continues is marked: its
-turns are `given` in the longer one, or the shorter one is left out if it comes second (`Repeats`).
+There are two cases. A format whose records are calls of a growing conversation is folded into its longest chains
+(`chains`). Across records and files, traces are yielded while reading, so a trace that another one continues is marked:
+if the longer one comes second, the shared turns are `given` in it; if the shorter one comes second, it is left out
+(`Repeats`).
 """
 
 from __future__ import annotations
@@ -20,16 +21,17 @@ from hintdistill.traces.turns import GIVEN, TOKEN_KEYS
 
 Mark = int
 Held = tuple[str, Mark]
-"""A trace's id, and the mark of what is rendered beside its messages."""
+"""A trace's id, and the mark of everything rendered besides its messages."""
 HELD = "another trace holds it"
 
 
 WINDOW = 200_000
-"""At least so many messages back a repetition is found; what repeats stands close together."""
+"""Repetitions are found at least this many messages back; repeated messages are usually close together."""
 
 
 class _Recent:
-    """What was noted last: two generations of at most `WINDOW` marks, of which the older is dropped whole.
+    """Remember the latest notes in two generations of at most `WINDOW` marks; the older generation is dropped as a
+    whole.
 
     Deleting a dict's oldest entries one by one takes quadratic time.
     """
@@ -40,7 +42,7 @@ class _Recent:
         self._old: dict[Mark, Held] = {}
 
     def note(self, marks: Sequence[Mark], held: Held) -> None:
-        """Remember that these marks belong to that trace."""
+        """Remember that these marks belong to this trace."""
         self._young.update(dict.fromkeys(marks, held))
         if len(self._young) >= self._window:
             self._old, self._young = self._young, {}
@@ -50,28 +52,30 @@ class _Recent:
         return not self._young.keys().isdisjoint(marks) or not self._old.keys().isdisjoint(marks)
 
     def get(self, mark: Mark) -> Held | None:
-        """Return the trace that a mark was noted for."""
+        """Return the trace for which a mark was noted."""
         found = self._young.get(mark)
         return self._old.get(mark) if found is None else found
 
 
 class Repeats:
-    """What was read last, as one number per message."""
+    """Remember the traces read last, as one number per message."""
 
     def __init__(self, window: int = WINDOW) -> None:
         self._inner, self._ends, self._called = _Recent(window), _Recent(window), _Recent(window)
 
     def check(self, trace: Trace, marks: Sequence[Mark], context: Mark = 0, calls: bool = False) -> Trace | Failure:
-        """Return the trace with the turns marked that an earlier trace holds; a failure where an earlier one holds them
-        all.
+        """Return the trace with turns marked that an earlier trace contains; return a failure if an earlier trace
+        contains all of them.
 
-        Two traces that are equal from end to end are two samples, and so are two that part after a common beginning, unless
-        one of them is the log of a single call (`calls`): what such a log holds before its answer was said in another call.
+        Two identical traces are two samples, and so are two traces that diverge after a common beginning, unless one of
+        them is the log of a single call (`calls`): everything in such a log before its answer was produced in another
+        call.
 
         Args:
-            trace: as it was read.
-            marks: of its messages, see `marks_of`.
-            context: of what is rendered beside them, see `context_of`: the same words under other tool schemas are no repeat.
+            trace: the trace as it was read.
+            marks: the marks of its messages, see `marks_of`.
+            context: the mark of everything rendered besides them, see `context_of`; the same words under other tool
+                schemas are not a repetition.
             calls: whether its format logs single calls.
         """
         steps = trace.step_indices
@@ -80,7 +84,7 @@ class Repeats:
         last = marks[-1]
         longer = self._inner.get(last)
         if longer is not None and longer[1] == context:
-            text = f"every message is at the start of trace {longer[0]!r}, which is longer; that one is kept"
+            text = f"every message is at the start of the longer trace {longer[0]!r}, which is kept"
             assert trace.source is not None
             return Failure(trace.source, "repeated_prefix", text)
         held = (self._ends, self._called, self._inner) if calls else (self._ends, self._called)
@@ -102,7 +106,7 @@ class Repeats:
 
 
 def marks_of(messages: Sequence[Message]) -> list[Mark]:
-    """Return a running hash over all that is rendered of each message; 64 bits, so that a million messages collide once
+    """Return a running hash over all rendered parts of each message. It has 64 bits, so a million messages collide once
     in ten million runs."""
     out, mark = [], 0
     for m in messages:
@@ -118,11 +122,11 @@ def marks_of(messages: Sequence[Message]) -> list[Mark]:
 
 
 OPTION_KEYS = ("chat_template_kwargs", "template_options", "chat_template", "template", "request_options")
-"""Keys of a trace's `extra` under which sources note how the prompt was rendered."""
+"""Keys in a trace's `extra` under which sources record how the prompt was rendered."""
 
 
 def context_of(trace: Trace) -> Mark:
-    """Return a hash of what is rendered beside the messages: the tool schemas and the options of the template."""
+    """Return a hash of everything rendered besides the messages: the tool schemas and the template's options."""
     options = [trace.template] if trace.template else []
     options += [trace.extra[k] for k in OPTION_KEYS if k in trace.extra]
     schemas = _SCHEMAS.of(trace.tools)
@@ -130,14 +134,15 @@ def context_of(trace: Trace) -> Mark:
 
 
 class _LastSchemas:
-    """The hash of the schemas met last: most traces of a file carry the same ones."""
+    """Cache the hash of the latest schemas, because most traces of a file have the same ones."""
 
     def __init__(self) -> None:
         self._tools: tuple[dict[str, Any], ...] = ()
         self._mark: Mark = 0
 
     def of(self, tools: tuple[dict[str, Any], ...]) -> Mark:
-        """Their hash; the order of the schemas counts, that of their keys counts as well, because both are rendered."""
+        """Return the hash of the schemas; the order of the schemas and of their keys matters, because both are
+        rendered."""
         if tools != self._tools:
             self._tools, self._mark = tools, hash(json.dumps(tools, default=str)) if tools else 0
         return self._mark
@@ -150,13 +155,13 @@ def chains(conversations: Sequence[list[dict[str, Any]]], contexts: Sequence[Any
     """Return the longest conversations of a log of calls, in the order in which they began.
 
     Args:
-        conversations: chat messages of each call, its answer last; later calls repeat what earlier ones said.
-        contexts: what each call was shown beside its messages, e.g. tool schemas; two calls that say the same under others are
-            two. Empty: the same for all.
+        conversations: chat messages of each call, its answer last; later calls repeat earlier messages.
+        contexts: what each call saw besides its messages, e.g. tool schemas; calls with the same messages but different
+            contexts are distinct. Empty: the same for all.
 
     Returns:
-        Every conversation that no other continues. Token ids recorded with a call are on its turn in the chain that
-        goes on; a turn that is in an earlier chain already is marked as given.
+        Every conversation that no other continues. Token ids recorded with a call are put on its turn in the chain that
+        continues; a turn that an earlier chain already contains is marked as given.
     """
     shown = [_canonical(c) for c in contexts] or [""] * len(conversations)
     shown = [s for s, c in zip(shown, conversations, strict=True) if isinstance(c, list)]
@@ -194,7 +199,7 @@ def _canonical(context: Any) -> str:
 
 
 def _thinking(message: Any) -> str | None:
-    """Return what a turn was thought with: two answers in the same words may be two samples."""
+    """Return the thinking behind a turn: two answers with the same words may be two samples."""
     return reasoning_of(message)[0] if isinstance(message, Mapping) else None
 
 
@@ -211,7 +216,7 @@ def _tokens(message: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _key(message: Any) -> Any:
-    """Return what a message says, whatever else a log notes of it."""
+    """Return the content of a message, regardless of other notes in the log."""
     if not isinstance(message, Mapping):
         return repr(message)
     calls = (

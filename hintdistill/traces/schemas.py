@@ -1,4 +1,4 @@
-"""Tool schemas in the shapes that sources have them, as OpenAI function schemas."""
+"""Convert tool schemas from the forms of many sources into OpenAI function schemas."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from hintdistill.traces.values import check_plain, kind
 
 
 def parse_tools(value: Any) -> tuple[dict[str, Any], ...]:
-    """Tool schemas from a list (wrapped, bare or names only), a dict by name, or a JSON string of one of those.
+    """Return the tool schemas of a list (wrapped, bare or names only), a dict by name, or a JSON string of one of
+    those.
 
     Raises:
-        TraceError: a string that is no JSON, or a schema without a name.
+        TraceError: a string is not JSON, or a schema has no name.
     """
     if isinstance(value, str):
         try:
@@ -29,7 +30,7 @@ def parse_tools(value: Any) -> tuple[dict[str, Any], ...]:
 
 
 def _declared(item: Any) -> list[Any]:
-    """Gemini wraps its schemas once more."""
+    """Return the declared schemas; Gemini wraps its schemas once more than other APIs."""
     for key in ("function_declarations", "functionDeclarations"):
         if isinstance(item, Mapping) and isinstance(item.get(key), list):
             return list(item[key])
@@ -55,7 +56,7 @@ def _tool(value: Any) -> dict[str, Any]:
 
 
 def _schema(function: Mapping[str, Any]) -> dict[str, Any]:
-    """Return one function's schema; what other APIs call `input_schema`, or list argument by argument, becomes
+    """Return one function's schema. The `input_schema` of other APIs, or a list of single arguments, becomes
     `parameters`."""
     made = {k: v for k, v in function.items() if k != "type"}
     for other in ("input_schema", "inputSchema", "parameters_json_schema"):
@@ -75,14 +76,14 @@ def _schema(function: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class LastTools:
-    """The schemas parsed last: most traces of a file carry the same ones."""
+    """Cache the latest parsed schemas, because most traces of a file have the same ones."""
 
     def __init__(self) -> None:
         self._given: Any = None
         self._parsed: tuple[dict[str, Any], ...] = ()
 
     def parse(self, value: Any) -> tuple[dict[str, Any], ...]:
-        """As `parse_tools`. Raises TraceError."""
+        """Parse like `parse_tools`. Raises TraceError."""
         if type(value) is not type(self._given) or value != self._given:
             parsed = parse_tools(value)
             check_plain(list(parsed), "tools")
@@ -91,4 +92,4 @@ class LastTools:
 
 
 TOOLS = LastTools()
-"""Shared by all readers of a process."""
+"""The cache shared by all readers of a process."""

@@ -1,7 +1,7 @@
-"""Tables of traces, one row a record: `.parquet` files, and the folders that `datasets` saves.
+"""Tables of traces with one row per record: `.parquet` files, and folders saved by `datasets`.
 
-A column that holds JSON as text is decoded. Arrow gives every object of a column the keys of all of them, with null if an
-object had none; such nulls are left out again, so that no call gets an argument that it never had.
+A column that contains JSON as text is decoded. Arrow gives every object of a column the keys of all of them, with null
+for absent keys; such nulls are removed, so that no call gets an argument that it never had.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 TABLES = (".parquet", ".arrow")
 SAVED = frozenset({"state.json", "dataset_info.json", "dataset_dict.json"})
-"""What `datasets` writes beside the tables of a saved set."""
+"""The files that `datasets` writes next to the tables of a saved set."""
 
 
 def is_saved_set(names: list[str]) -> bool:
@@ -23,7 +23,7 @@ def is_saved_set(names: list[str]) -> bool:
 
 
 def saved_tables(folder: Path, names: list[str]) -> set[str]:
-    """Return the tables of a saved set; others in its folder are caches."""
+    """Return the tables of a saved set; other tables in its folder are caches."""
     try:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         return {f["filename"] for f in state["_data_files"]}
@@ -35,7 +35,7 @@ def table_rows(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the rows of a table, batch by batch.
 
     Raises:
-        OSError: the file is no such table, or cannot be read.
+        OSError: the file is not such a table, or cannot be read.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -66,12 +66,12 @@ def _batches(pa: Any, source: Any) -> Iterator[Any]:
 
 
 def plain_row(row: dict[str, Any]) -> dict[str, Any]:
-    """Return one row as a decoded JSON record would be."""
+    """Return one row in the form of a decoded JSON record."""
     return {k: _decoded(plain(v)) for k, v in row.items() if v is not None}
 
 
 def _decoded(value: Any) -> Any:
-    """Return the object or list that a text column holds as JSON; other text stays."""
+    """Return the object or list that a text column encodes as JSON; other text is unchanged."""
     if isinstance(value, str) and value[:1] in ("{", "["):
         try:
             return json.loads(value)
@@ -81,7 +81,7 @@ def _decoded(value: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """Return a value of JSON's own types, without the nulls that a table's schema put into its objects."""
+    """Return a value made of JSON's own types, without the nulls that a table's schema adds to its objects."""
     if isinstance(value, dict):
         return {str(k): plain(v) for k, v in value.items() if v is not None}
     if isinstance(value, list):

@@ -1,10 +1,11 @@
-"""From a source's messages to ours: what every format comes down to.
+"""Convert a source's messages into ours; every format uses this module.
 
-A message arrives as a mapping in the shape of an OpenAI chat message; adapters of other formats make such mappings. What
-is handled here, all seen in real files: `arguments` as a string (kept byte for byte), an object, or null; call ids missing
-or reused (never used as a map: results are paired by order); null, empty or part-list content; the legacy
-`function_call`; thinking beside the content or in it; roles under other names; token ids and log-probabilities under the
-names of vLLM, NeMo Gym and ATIF. Keys that mean nothing to us are kept in `extra`.
+A message arrives as a mapping in the form of an OpenAI chat message; adapters of other formats create such mappings.
+The following variants, all seen in real files, are handled here: `arguments` as a string (kept byte for byte), an
+object, or null; call ids that are missing or reused (they are never used as keys: results are paired by order); content
+that is null, empty or a list of parts; the legacy `function_call`; thinking next to the content or in it; roles under
+other names; token ids and log-probabilities under the names of vLLM, NeMo Gym and ATIF. Unknown keys are kept in
+`extra`.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ TOKEN_KEYS = {
     "logprobs": ("logprobs", "generation_log_probs", "generation_logprobs"),
 }
 GIVEN: Any = object()
-"""Key by which an adapter marks a turn as given: True, or the reason; no JSON key can be equal to it."""
+"""Key with which an adapter marks a turn as given; the value is True or the reason. No JSON key can be equal to it."""
 _ALL_TOKEN_KEYS = frozenset(n for names in TOKEN_KEYS.values() for n in names)
 _USED = _ALL_TOKEN_KEYS | {
     "role",
@@ -78,21 +79,21 @@ def build_trace(
     task_id: Any = None,
     model: Any = None,
 ) -> Trace:
-    """Return a Trace of messages in chat shape.
+    """Build a Trace from messages in chat form.
 
     Args:
-        record: what the source said; keys not in `known` go to `extra`.
-        messages: mappings in the shape of OpenAI chat messages.
-        source: where the record stood.
+        record: the record of the source; keys not in `known` go to `extra`.
+        messages: mappings in the form of OpenAI chat messages.
+        source: the record's position.
         options: how to read.
-        known: keys of `record` that were used.
-        tools: schemas in any shape `parse_tools` takes; `options.tools` where empty.
-        suffix: told apart traces of one record, e.g. `/2`.
-        reward: a number or a string with one; anything else is kept in `extra`.
-        task_id, model: as the record has them.
+        known: keys of `record` that were already used.
+        tools: schemas in any form that `parse_tools` takes; if empty, `options.tools` is used.
+        suffix: distinguishes several traces of one record, e.g. `/2`.
+        reward: a number, or a string that contains one; other values are kept in `extra`.
+        task_id, model: as in the record.
 
     Raises:
-        TraceError: no messages, or a malformed one; the text says which and why.
+        TraceError: there are no messages, or one is malformed; the text says which one and why.
     """
     if not messages:
         raise TraceError("the list of messages is empty")
@@ -139,7 +140,7 @@ def _role(value: dict[str, Any], index: int, student: str) -> Any:
         role = said if said in _ROLES and said != "assistant" else ALIASES.get(str(said).lower(), "user")
         role = "user" if role == "assistant" else role
     if role is None:
-        raise TraceError(f"message {index} has the role {said!r}; traces.student_role names the student's")
+        raise TraceError(f"message {index} has the role {said!r}; traces.student_role sets the student's role")
     return role
 
 
@@ -200,7 +201,7 @@ _CALLING = frozenset({"role", "content", "tool_calls"})
 
 
 def _plain(value: Any, index: int, options: ReadOptions) -> dict[str, Any] | None:
-    """Return the fields of a message that holds text, or calls, and nothing else, as most do; None of any other."""
+    """Return the fields of a message that contains only text or calls, as most do; None for any other message."""
     if type(value) is not dict or options.student_role != "assistant":
         return None
     role, content = value.get("role"), value.get("content")
@@ -219,7 +220,7 @@ def _plain(value: Any, index: int, options: ReadOptions) -> dict[str, Any] | Non
 
 
 def _without_thinking(value: Mapping[str, Any], content: list[Any]) -> dict[str, Any]:
-    """Return the message with the thinking of its content parts beside the content; what cannot be read of it is
+    """Return the message with the thinking moved from its content parts to its own field; unreadable thinking is
     kept."""
     thought = [part for part in content if is_thinking(part)]
     text = thinking_text(thought)
@@ -233,7 +234,7 @@ def _without_thinking(value: Mapping[str, Any], content: list[Any]) -> dict[str,
 
 
 def _add_given(fields: dict[str, Any], extra: dict[str, Any], value: Mapping[Any, Any]) -> None:
-    """Mark a turn that is context only, with the reason if one is known."""
+    """Mark a turn that serves only as context, with the reason if one is known."""
     reason = value.get(GIVEN) or (masked_by(extra) if extra else None)
     if reason:
         fields["given"] = True
@@ -242,7 +243,7 @@ def _add_given(fields: dict[str, Any], extra: dict[str, Any], value: Mapping[Any
 
 
 def _tokens(value: Mapping[str, Any], index: int, options: ReadOptions) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Token fields, and what of them is kept in `extra`."""
+    """Return the token fields, and the related values to keep in `extra`."""
     tokens: dict[str, Any] = {}
     kept: dict[str, Any] = {}
     for field, names in TOKEN_KEYS.items():
@@ -260,7 +261,7 @@ def _tokens(value: Mapping[str, Any], index: int, options: ReadOptions) -> tuple
 
 
 def _logprobs(value: Any, index: int) -> list[Any]:
-    """Return a list of numbers, or OpenAI's `{"content": [{"token", "logprob"}]}`."""
+    """Return the log-probabilities from a list of numbers, or from OpenAI's `{"content": [{"token", "logprob"}]}`."""
     items = value.get("content") if isinstance(value, Mapping) else value
     if not isinstance(items, list):
         raise TraceError(f"message {index}: log-probabilities of type {kind(value)}")
@@ -268,10 +269,10 @@ def _logprobs(value: Any, index: int) -> list[Any]:
 
 
 def text_of(value: Any, index: int) -> str | None:
-    """Content as text: a string, null, an object (its JSON), or a list of text parts.
+    """Return content as text; it may be a string, null, an object (returned as JSON), or a list of text parts.
 
     Raises:
-        TraceError: a part that is no text, e.g. an image.
+        TraceError: a part is not text, e.g. an image.
     """
     if value is None or isinstance(value, str):
         return value
@@ -293,7 +294,7 @@ def text_of(value: Any, index: int) -> str | None:
 
 
 def _is_no_text(part: Mapping[str, Any]) -> bool:
-    """Return whether a part with words in it is something else than words of the message: a call, a result."""
+    """Return whether a part with words in it is not part of the message's text: a call, a result."""
     what = part.get("type")
     return isinstance(what, str) and ("tool" in what or "call" in what or "function" in what)
 
@@ -310,7 +311,7 @@ def _calls(value: dict[str, Any], index: int) -> list[dict[str, Any]]:
 
 
 def trace_id(record: Mapping[str, Any], source: Source) -> str:
-    """Return the record's own id, else the file's stem and the place in it."""
+    """Return the record's own id, else the file's stem and the position in the file."""
     for key in ("trace_id", "id"):
         if isinstance(record.get(key), str | int) and str(record[key]):
             return str(record[key])
@@ -318,5 +319,5 @@ def trace_id(record: Mapping[str, Any], source: Source) -> str:
 
 
 def _place(position: str) -> str:
-    """`line 7` → `7`; `line 7, value 2` → `7.2`."""
+    """Shorten a position: `line 7` → `7`; `line 7, value 2` → `7.2`."""
     return ".".join(part.rpartition(" ")[2] for part in position.split(", "))

@@ -1,6 +1,6 @@
-"""Messages whose words are under keys that no reader knows: never read as silence.
+"""Detect messages whose words are under unknown keys, so that they are not taken for silence.
 
-Such a message is noted; `guards.py` makes the turns after it context only, because what they answer is not known.
+Such a message is noted; `guards.py` turns later student turns into context, because it is unknown what they answer.
 """
 
 from __future__ import annotations
@@ -101,23 +101,23 @@ BESIDE = frozenset(
         "subagents",
     )
 )
-"""Keys of a message that say something of it and are not its words, as `plain_key` spells them."""
+"""Keys that describe a message and do not hold its words, in the spelling of `plain_key`."""
 UNREAD = "unread_keys"
-"""Key of a message's `extra` that names the keys of its words, if they are not among the known ones."""
+"""Key in a message's `extra` that lists the keys of its words, if they are unknown."""
 UNSEEN = "unseen_items"
-"""Key of a message's `extra` that names what stood in its place and cannot be shown: a hosted tool's work, an unknown item."""
+"""Key in a message's `extra` that names unreadable content in its place: a hosted tool's work, an unknown item."""
 HOSTED = "hosted_tools"
-"""Key of a message's `extra` that names the tools of the server it called."""
+"""Key in a message's `extra` that names the server-hosted tools it called."""
 _SAID = ("content", "tool_calls", "reasoning", "token_ids", "raw_text")
 
 
 def note_unread(fields: dict[str, Any], value: Mapping[Any, Any], extra: dict[str, Any]) -> None:
-    """Read a refusal as what the model said; note a message that says nothing that was read, and holds something.
+    """Read a refusal as output of the model, and note a message that has content but none that was read.
 
     Args:
-        fields: of the message, changed in place.
-        value: the message as its reader gave it.
-        extra: its keys that were not read, changed in place.
+        fields: the message's fields, changed in place.
+        value: the message in the form that its reader gave it.
+        extra: the message's unread keys, changed in place.
     """
     if fields["role"] == "assistant" and isinstance(extra.get("refusal"), str) and extra["refusal"]:
         fields["content"] = extra.pop("refusal")

@@ -1,4 +1,4 @@
-"""Small questions about decoded JSON values, asked by every reader."""
+"""Small helpers for decoded JSON values, used by every reader."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from hintdistill.core.errors import TraceError
 
 MAX_DEPTH = 64
-"""Deepest nesting kept in `extra` and in tool schemas; deeper values cannot be written back by every JSON library."""
+"""Deepest nesting kept in `extra` and in tool schemas; not every JSON library can write deeper values."""
 
 
 class DepthError(TraceError):
@@ -20,7 +20,7 @@ class DepthError(TraceError):
 
 
 def number(value: Any) -> float | None:
-    """Return a finite number, or a string that is one; else None."""
+    """Return a finite number, from a number or a numeric string; else None."""
     try:
         found = float(value) if isinstance(value, int | float | str) else None
     except (ValueError, OverflowError):
@@ -29,10 +29,10 @@ def number(value: Any) -> float | None:
 
 
 def check_plain(value: Any, where: str, depth: int = 0) -> None:
-    """Refuse values that could be read but not be written back.
+    """Refuse values that can be read but not be written again.
 
     Raises:
-        DepthError: nested more than `MAX_DEPTH` levels.
+        DepthError: the value is nested more than `MAX_DEPTH` levels deep.
     """
     if depth > MAX_DEPTH:
         raise DepthError(f"{where}: nested more than {MAX_DEPTH} levels deep")
@@ -57,21 +57,21 @@ def listed(value: Any) -> list[Any]:
 
 
 def kind(value: Any) -> str:
-    """Return what a JSON value is, in words."""
+    """Return the type of a JSON value in words."""
     return {dict: "an object", list: "a list", str: "a string", type(None): "null"}.get(
         type(value), type(value).__name__
     )
 
 
 def as_text(value: Any) -> str | None:
-    """Return a tool's result as the text the student may have read: strings as they are, other values as JSON."""
+    """Return a tool's result as the text that the student presumably read: strings unchanged, other values as JSON."""
     if value is None or isinstance(value, str):
         return value
     return json.dumps(value, ensure_ascii=False)
 
 
 def result_text(value: Any) -> str | None:
-    """Return a result's text: strings and text parts as they are, images and files named in their place, other values
+    """Return a result's text: strings and text parts unchanged, images and files replaced by their names, other values
     as JSON."""
     if not isinstance(value, list) or not value:
         return as_text(value)

@@ -1,1 +1,2 @@
-"""5. train: the un-hinted student learns to match the stored (or in-step) teacher, and is held in place elsewhere."""
+"""Train the student (stage 5): without the hint it learns to match the stored (or in-step) teacher, and elsewhere it is
+held in place."""

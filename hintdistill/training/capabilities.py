@@ -1,4 +1,5 @@
-"""What the training stage can give a recipe; what is not listed here stops a run before it starts. Torch-free."""
+"""The features that the training stage offers to recipes; a recipe that needs any other feature stops the run before it
+starts. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -9,11 +10,12 @@ from hintdistill.core.extensions import ENGINES
 def available(config: TrainSection, engine: str = "transformers", several: bool = True) -> frozenset[str]:
     """Return the needs (names of `recipes.needs.HOW`) that a training with these settings meets.
 
-    Traces may carry rewards, and the tasks they name are groups; where these do not, the run says so when it has read them.
+    Traces may carry rewards, and the tasks they name form groups; if they do not, the run reports it after reading
+    them.
 
     Args:
-        engine: `rescore.engine.backend`: stored targets hold what that engine's capabilities let it be asked.
-        several: whether a task may have several rollouts, or all of a round are compared.
+        engine: `rescore.engine.backend`, because stored targets contain only what that engine can return.
+        several: whether a task may have several rollouts, or all rollouts of a round are compared.
     """
     outcome = {"reward", "several_rollouts"} if several else {"reward"}
     if config.target_source == "stored":
@@ -23,7 +25,7 @@ def available(config: TrainSection, engine: str = "transformers", several: bool 
 
 
 def several_rollouts(config: RunConfig) -> bool:
-    """Return whether the rollouts of this run can be compared with each other; of traces from files that shows when
-    they are read."""
+    """Return whether the rollouts of this run can be compared with each other; for traces from files, this is known
+    only after reading them."""
     alone = config.run.rounds is not None and config.rollout.sample.per_task == 1
     return not alone or config.train.outcome.baseline == "round"

@@ -1,8 +1,8 @@
-"""The model card of a student: data, recipe, controls, measured effect, how to load it. No word of a trace is in it.
+"""The model card of a student: its data, recipe, controls, measured effect, and use. It contains no trace text.
 
-It is made from the report document (`docs/report.md`), so that card and report cannot disagree: first when the training is
-done, with what is known then, and again with the report. What was not measured is said to be not measured. Names of local
-folders are left out, because a card may be published.
+It is made from the report document (`docs/report.md`), so that card and report cannot disagree: first at the end of
+training with the values known then, and again with the report. Missing measurements are marked as not measured. Names
+of local folders are left out, because a card may be published.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from hintdistill.core.extensions import HINT_SOURCES
 from hintdistill.core.paths import PathMark, map_paths, recipe_paths
 from hintdistill.core.storage import write_atomic
 from hintdistill.recipes import Recipe
-from hintdistill.recipes.changes import changes
+from hintdistill.recipes.changes import changes, rollouts
 from hintdistill.recipes.describe import CONFIDENCE, settings
 from hintdistill.training.card_controls import hint_levels, placebo_share
 from hintdistill.training.card_method import lowers, pulled, was_read
@@ -31,15 +31,15 @@ if TYPE_CHECKING:
 NOT = "not measured"
 LICENSE_KEYS = ("license", "license_name", "license_link")
 LOCAL_KEYS = frozenset({"base_url", "allow_hosts", "api_key_env", "model", "recipe"})
-"""Settings that name this machine or its neighbours, or that the card says elsewhere."""
+"""Settings that name this machine or its network, or that the card mentions elsewhere."""
 
 
 def write_card(student: Path, document: Mapping[str, Any], formats: Mapping[str, int], initial: Path) -> None:
     """Write README.md into the student's folder.
 
     Args:
-        document: the report document; what it has no number for is said to be not measured.
-        formats: traces by format.
+        document: the report document; values missing from it are marked as not measured.
+        formats: number of traces by format.
         initial: the folder of the initial model, whose own card may name a licence.
     """
     text = card_text(document, formats, adapter=(student / "adapter").is_dir(), license_of=front_matter(initial))
@@ -73,23 +73,23 @@ def card_text(
 
 
 def adapter_card(base: str, arrived: Arrived | None) -> str:
-    """README.md of the folder with the adapter alone."""
+    """Return README.md for the folder that contains only the adapter."""
     known = hub_name(base)
     head: dict[str, Any] = {"base_model": known, "base_model_relation": "adapter"} if known else {}
     head |= {"library_name": "peft", "tags": ["hintdistill", "lora"]}
-    lines = ["The adapter that was trained. The folder above holds it merged, and the model card."]
+    lines = ["The adapter that was trained. The parent folder contains the merged model and the model card."]
     if arrived is not None and arrived.handling == "merged":
         lines.append(
-            "It stands on `initial/`, which is the adapter that the student came as, merged into its base model."
+            "Its base model is `initial/`: the adapter that the student came as, merged into its own base model."
         )
     if arrived is not None and arrived.handling == "beside":
-        lines.append("It is one of two: the student is the base model under this adapter and the one in `arrived/`.")
+        lines.append("It is one of two: the student is the base model with this adapter and the one in `arrived/`.")
     return f"---\n{_yaml(head)}---\n\n" + "\n".join(lines) + "\n"
 
 
 def _without_place(key: str, mark: PathMark, value: str) -> str:
-    """Return what a card may say of a path: the hub's name of a model, the name of a shipped recipe, else that it is
-    local."""
+    """Return the publishable form of a path: a model's name on the hub, the name of a shipped recipe, or else only that
+    it is local."""
     if mark.kind == "recipe":
         return "a local file" if Path(value).is_absolute() else value
     return hub_name(value) or "a local folder"
@@ -106,7 +106,7 @@ def hub_name(name: str, folder: Path | None = None) -> str | None:
 
 
 def front_matter(folder: Path) -> dict[str, Any]:
-    """Return the YAML at the head of a model folder's own card; empty if there is none that can be read."""
+    """Return the YAML at the head of a model folder's own card; empty if there is none or it cannot be read."""
     try:
         text = (folder / "README.md").read_text(encoding="utf-8")
         found = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
@@ -117,7 +117,7 @@ def front_matter(folder: Path) -> dict[str, Any]:
 
 
 def _bases(document: Mapping[str, Any]) -> list[str | None]:
-    """Return what the student started from, on the hub; for a student that arrived as an adapter, that adapter, then
+    """Return the hub models that the student started from; for a student that arrived as an adapter, that adapter and
     its base."""
     run, arrived = document["run"]["config"]["run"], (document["train"] or {}).get("arrived")
     first = run.get("initial") or run["model"]
@@ -127,25 +127,27 @@ def _bases(document: Mapping[str, Any]) -> list[str | None]:
 def _opening(document: Mapping[str, Any], bases: Sequence[str], facts: Mapping[str, Any]) -> str:
     origin = f"`{bases[0]}`" if bases else "A local model"
     text = (
-        f"{origin} after hint distillation: errors in recorded traces were located, {was_read(document, facts)}, and the model that "
-        f"reads none of it was trained on {pulled(document, facts)}.{lowers(document)} {_held(facts)}"
+        f"{origin} after hint distillation: errors in recorded traces were located, "
+        f"{was_read(document, facts)}, and the model that reads no hint was trained on "
+        f"{pulled(document, facts)}.{lowers(document)} {_held(facts)}"
     )
     if rewarded := facts.get("outcome_rows"):
         text += (
-            f" Beside that it was trained on how its rollouts ended: a policy gradient on {rewarded} sampled steps, weighted as the "
-            "recipe's coupling says."
+            f" It was also trained on the outcomes of its rollouts: a policy gradient on {rewarded} "
+            "sampled steps, weighted according to the recipe's coupling."
         )
     if control := HINT_SOURCES.get(document["run"]["hint"]).control:
         source = document["run"]["hint"]
         text += f"\n\n**This student is a control:** it was trained on {control} (`inject.hint: {source}`)."
     if "round" in document:
         text += (
-            f"\n\nIt came out of round {document['round']} of an on-policy loop. Data, recipe and controls below are those of that "
-            "round; what is measured in the environment and what else moved are against the policy that the loop began with."
+            f"\n\nIt is the result of round {document['round']} of an on-policy loop. Data, recipe and "
+            "controls below are those of that round; success in the environment and off-target "
+            "movement are measured against the policy that the loop began with."
         )
     arrived = facts.get("arrived")
     if arrived:
-        kept = "merged into its base model" if arrived["handling"] == "merged" else "kept, frozen, beside the new one"
+        kept = "merged into its base model" if arrived["handling"] == "merged" else "kept frozen beside the new one"
         text += f"\n\nIt arrived as an adapter, which was {kept}."
     return text
 
@@ -155,17 +157,17 @@ HELD_ROWS = {
     "hold_rows": "steps of hold traces",
     "twin_rows": "erring steps in changed contexts in which they are right",
 }
-"""What a summary of a training counts beside hints, in words."""
+"""The counts in a summary of a training other than hints, with their descriptions."""
 
 
 def _held(facts: Mapping[str, Any]) -> str:
-    """Return what else was trained on to keep the student where it was; that nothing was, if nothing was."""
+    """Return a sentence about the other rows that kept the student in place during training, or their absence."""
     if not facts:
         return "Nothing was trained."
     held = [f"{facts[key]} {words}" for key, words in HELD_ROWS.items() if facts.get(key)]
     if not held:
         return "No other step was held in place."
-    return f"Held at what the initial model says there: {', '.join(held)}. No other step was."
+    return f"Held at the initial model's distribution: {', '.join(held)}. No other step was held."
 
 
 def _data(document: Mapping[str, Any], formats: Mapping[str, int]) -> str:
@@ -175,7 +177,7 @@ def _data(document: Mapping[str, Any], formats: Mapping[str, int]) -> str:
     rows = [
         ("traces", f"{read['traces']} ({_counts(read['split'])}), {read['steps']} steps"),
         ("formats", _counts(formats) if formats else "not recorded"),
-        ("records that are no trace", _counts(read["failed"])),
+        ("records that are not traces", _counts(read["failed"])),
         ("critics", ", ".join(document["run"]["critics"])),
         ("findings", f"{critique['findings']} ({_counts(critique['by_class'])})"),
         ("not injected", _counts({**inject["skipped"], **inject["failed"]})),
@@ -188,7 +190,7 @@ def _data(document: Mapping[str, Any], formats: Mapping[str, int]) -> str:
             "trained on",
             _counts({name: train[name] for name in ("hints", "anchors", "holds", "twins") if train.get(name)}),
         ),
-        ("accepted and left out", _counts(train["left_out"])),
+        ("accepted but left out", _counts(train["left_out"])),
         ("fidelity of the steps", _counts(inject["fidelity"])),
     ]
     by_class = [(c, e["n"], e["accepted"], e["n"] - e["accepted"]) for c, e in document["effects"]["by_class"].items()]
@@ -196,13 +198,14 @@ def _data(document: Mapping[str, Any], formats: Mapping[str, int]) -> str:
         _table(("", ""), rows)
         + "\n\n"
         + _table(("error class", "hints scored", "accepted", "rejected"), by_class)
-        + "\n\nA hint can be rejected for several reasons. Level 0 is a principle, 1 narrows, 2 has a word of the right step, 3 what the "
-        "student could not have found. No trace text is published with this card."
+        + "\n\nA hint can be rejected for several reasons. A hint of level 0 states a principle, level 1 narrows the "
+        "choice, level 2 contains a word of the right step, and level 3 contains something that the student could not "
+        "have known. This card contains no trace text."
     )
 
 
 def _twins(document: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return how many erring steps are held if they are right; nothing if no twin was scored."""
+    """Return rows about erring steps that are held in contexts where they are right; empty without twins."""
     twins = document.get("twins")
     if twins is None:
         return []
@@ -212,17 +215,17 @@ def _twins(document: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("held where it is right", said),
         ("findings with a twin", covered),
         (
-            "probability of the step in a held-out twin",
+            "probability of the step in the contexts of held-out twins",
             " → ".join(_percent(twins["by_split"]["holdout"]["probability"][when]) for when in ("here", "after")),
         ),
     ]
 
 
 def _hold_rows(holds: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-    """Return the row of the data table that counts hold traces; none if none were asked for."""
+    """Return the row of the data table that counts hold traces; empty if there is no hold section."""
     if holds is None:
         return []
-    failed = f"; not one: {_counts(holds['failed'])}" if holds["failed"] else ""
+    failed = f"; failed: {_counts(holds['failed'])}" if holds["failed"] else ""
     return [("hold traces (never critiqued, never hinted)", f"{holds['traces']}{failed}")]
 
 
@@ -237,8 +240,9 @@ def _recipe(document: Mapping[str, Any], train: TrainSection, facts: Mapping[str
         ("recipe", f"`{recipe.name}`: {recipe.title}"),
         *([("changed, so this is not that method", "; ".join(found))] if (found := _changed(document, train)) else []),
         ("formula" + (" before the changes" if found else ""), recipe.formula),
+        ("rollouts", rollouts(recipe)),
         ("source", recipe.source),
-        ("how sure the source is", CONFIDENCE[recipe.confidence]),
+        ("confidence in the source", CONFIDENCE[recipe.confidence]),
         ("teacher", f"`{recipe.teacher.update}`, targets `{train.target_source}`"),
         ("training", steps),
         ("versions", ", ".join(f"{k} {v}" for k, v in document["run"]["versions"].items())),
@@ -256,7 +260,8 @@ def _recipe(document: Mapping[str, Any], train: TrainSection, facts: Mapping[str
     own = recipe_paths(settings(recipe), "", _without_place)
     return (
         _table(("", ""), rows)
-        + "\n\nSeed, precision, and every setting of training, injection and rescoring that is not the default:\n\n"
+        + "\n\nSeed, precision, and every setting of training, injection and rescoring that differs "
+        "from its default:\n\n"
         + _table(
             ("setting", "value"), [(f"`{k}`", f"`{json.dumps(v, ensure_ascii=False)}`") for k, v in changed.items()]
         )
@@ -277,15 +282,18 @@ def _controls(document: Mapping[str, Any]) -> str:
             "placebos that the gate would accept",
             f"{_percent(gate['null_pass_rate'])} (bound {_percent(gate['bound'])})",
         ),
-        ("odds of accepted hints beyond the placebos, mean", _nats(accepted.get("odds_over_placebos_mean_nats"))),
-        ("specificity of accepted hints, mean (below 0: of the error)", _nats(accepted["specificity_mean_nats"])),
-        ("effect of accepted hints at the decision token, mean", _nats(accepted["decision_effect_mean_nats"])),
-        ("placebos in the same place, share of that effect", _percent(share)),
-        ("traces against these weights, mean gap per token", _nats(document["weights"]["recorded_gap_nats"])),
-        ("rescoring against training, mean KL per token", _nats(document["weights"]["engine_floor_nats"])),
+        ("mean odds of accepted hints beyond the placebos", _nats(accepted.get("odds_over_placebos_mean_nats"))),
+        (
+            "mean specificity of accepted hints (below 0: specific to the error)",
+            _nats(accepted["specificity_mean_nats"]),
+        ),
+        ("mean effect of accepted hints at the decision token", _nats(accepted["decision_effect_mean_nats"])),
+        ("effect of placebos in the same place, as a share of that effect", _percent(share)),
+        ("mean gap per token between the traces and these weights", _nats(document["weights"]["recorded_gap_nats"])),
+        ("mean KL per token between rescoring and training", _nats(document["weights"]["engine_floor_nats"])),
         ("warnings in the report", str(len(document["warnings"]))),
     ]
-    note = "" if gate["enabled"] else "\n\n**The gate was off:** every scored hint was accepted by force."
+    note = "" if gate["enabled"] else "\n\n**The gate was off:** every scored hint was accepted."
     return _table(("", ""), rows) + note
 
 
@@ -299,8 +307,9 @@ def _effect(document: Mapping[str, Any]) -> str:
         if e["n"]
     ]
     parts = [
-        "Probability of the sampled error at its decision token, before training, before training under the hint, and after "
-        "training without it:\n\n" + _table(("findings", "n", "before", "under the hint", "after"), rows)
+        "Probability of the sampled error at its decision token: before training, before training "
+        "under the hint, and after training without the hint:\n\n"
+        + _table(("findings", "n", "before", "under the hint", "after"), rows)
     ]
     played = document["environment"]["splits"] if document["environment"] else {}
     parts.append(
@@ -318,8 +327,8 @@ def _effect(document: Mapping[str, Any]) -> str:
     )
     moved = document["off_target"]
     parts.append(
-        "What else moved, on steps that no loss touched: KL(initial ‖ student) in nats, and the share of tokens whose most "
-        "likely entry changed:\n\n"
+        "Movement on steps that no loss touched: KL(initial ‖ student) in nats, and the share of "
+        "tokens whose most likely continuation changed:\n\n"
         + _table(
             ("set", "steps", "tokens", "KL per token", "KL per step", "99th percentile", "flips"),
             [
@@ -355,15 +364,15 @@ def _loading(train: TrainSection, facts: Mapping[str, Any], adapter: bool, bases
     arrived = facts.get("arrived")
     if arrived and arrived["handling"] == "beside":
         return text + (
-            "\n\nThe model above is whole. As two adapters on the base model, both active (vLLM takes one adapter for a request, so "
-            "serve the whole model there):\n\n```python\nfrom peft import AutoPeftModelForCausalLM\n\n"
+            "\n\nThe model above is complete. To load it as two active adapters on the base model (vLLM accepts one adapter "
+            "per request, so serve the complete model there):\n\n```python\nfrom peft import AutoPeftModelForCausalLM\n\n"
             'model = AutoPeftModelForCausalLM.from_pretrained("path/to/student/arrived", adapter_name="initial")\n'
             'model.load_adapter("path/to/student/adapter", "corrected")\n'
             'model.base_model.set_adapter(["initial", "corrected"])\n```'
         )
     base = "path/to/student/initial" if arrived else bases[0] if bases else "path/to/the/initial/model"
     return text + (
-        "\n\nThe model above is whole. The adapter alone:\n\n```python\nfrom peft import AutoPeftModelForCausalLM\n\n"
+        "\n\nThe model above is complete. To load only the adapter:\n\n```python\nfrom peft import AutoPeftModelForCausalLM\n\n"
         'model = AutoPeftModelForCausalLM.from_pretrained("path/to/student/adapter")\n```\n\n```shell\n'
         f"vllm serve {base} --enable-lora --max-lora-rank {max(8, train.lora.rank)} "
         "--lora-modules corrected=path/to/student/adapter\n```"

@@ -1,4 +1,5 @@
-"""What a model card may claim of a method: what the teacher read, on which steps, and what the student was pulled towards."""
+"""The statements that a model card may make about a method: the teacher's context, the steps, and the distribution the
+student was trained towards."""
 
 from __future__ import annotations
 
@@ -12,28 +13,28 @@ SPAN_WORDS = {
     "step": "the whole step",
     "action": "the step without its reasoning",
     "quote": "the quoted words",
-    "quote_weighted": "the whole step, the quoted words weighted up",
-    "suffix": "the quote and what follows it",
+    "quote_weighted": "the whole step, with the quoted words weighted more",
+    "suffix": "the quote and the rest of the step",
 }
 OWN = "hint"
-"""The teacher's own context among those that a summary counts."""
+"""Name of the teacher's own context in a summary's counts."""
 
 
 def was_read(document: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
-    """Return what was put into the teacher's context, and on how many of the trained steps: no context that no step
-    had."""
+    """Return what was added to the teacher's context, and on how many of the trained steps; contexts that no step had
+    are not mentioned."""
     contexts = facts.get("contexts")
     if contexts is None:
-        return "a hint was put into the context of each"
+        return "a hint was added to each step's context"
     rows, had = facts["hint_rows"], {n: c for n, c in contexts.items() if c}
     if not had:
-        return f"no teacher read more than the student did (on {rows} steps)"
+        return f"the teacher read the same contexts as the student (on {rows} steps)"
     said = ", ".join(f"{'' if n == OWN else f'`{n}` '}on {c} of {rows} steps" for n, c in had.items())
-    return f"a teacher read further context (`inject.hint: {document['run']['hint']}`) {said}"
+    return f"a teacher read an additional context (`inject.hint: {document['run']['hint']}`) {said}"
 
 
 def pulled(document: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
-    """Return what the training pulled the student towards on hinted steps, no more than the recipe says."""
+    """Return the training target of hinted steps, claiming no more than the recipe does."""
     recipe = TrainSection.model_validate(document["run"]["config"]["train"]).effective_recipe
     who = {"initial": "the model itself", "external": "another model"}.get(
         recipe.teacher.update, f"the model itself (weights: `{recipe.teacher.update}`)"
@@ -43,14 +44,13 @@ def pulled(document: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     spans = " and ".join(dict.fromkeys(SPAN_WORDS.get(t.span, f"`{t.span}`") for t in terms.values()))
     read = facts.get("contexts")
     under = " under the hint" if read is None or read.get(OWN) else ""
-    return f"what {who} says there{under} (loss: {how} over {spans})"
+    return f"the predictions of {who} there{under} (loss: {how} over {spans})"
 
 
 def lowers(document: Mapping[str, Any]) -> str:
-    """Return a sentence on whether a token that the teacher lowers is lowered; nothing if it is, wherever it is
-    sampled."""
+    """Return a sentence on whether a token that the teacher lowers is lowered in the student; empty if it always is."""
     recipe = TrainSection.model_validate(document["run"]["config"]["train"]).effective_recipe
     if recipe.lowers_error == "yes":
         return ""
     why = f" ({recipe.lowers_error_why})" if recipe.lowers_error_why else ""
-    return f" Whether that lowers a sampled token which the teacher lowers: {PROMISE[recipe.lowers_error]}{why}."
+    return f" Whether this lowers a sampled token that the teacher lowers: {PROMISE[recipe.lowers_error]}{why}."

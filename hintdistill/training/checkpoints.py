@@ -1,7 +1,8 @@
-"""Whether the bytes of a checkpoint are those that were written, and one of FSDP2 that is taken up without it.
+"""Check that a checkpoint's bytes are unchanged, and read a checkpoint of FSDP2 without FSDP2.
 
-What FSDP2 writes is named by parameters and not by their number, so the Trainer alone refuses it. Whole state
-(`fsdp_state_dict_type: FULL_STATE_DICT`) is read here by one process or by several; sharded state only by FSDP2 itself.
+FSDP2 names its entries by parameter and not by number, so the Trainer alone refuses such a checkpoint. This module
+reads whole state (`fsdp_state_dict_type: FULL_STATE_DICT`) in one process or several; only FSDP2 itself reads sharded
+state.
 """
 
 from __future__ import annotations
@@ -22,39 +23,40 @@ MODEL, OPTIMIZER, SCHEDULER = "pytorch_model_fsdp.bin", "optimizer.bin", "schedu
 
 
 def written_under_fsdp(checkpoint: str | Path) -> bool:
-    """Return whether a checkpoint is FSDP2's."""
+    """Return whether FSDP2 wrote a checkpoint."""
     return any(Path(checkpoint).glob("pytorch_model_fsdp*"))
 
 
 def check_checkpoint(checkpoint: str | Path, fsdp: bool) -> None:
-    """Raise ConfigError for a checkpoint that this run cannot go on from."""
+    """Raise ConfigError for a checkpoint that this run cannot continue from."""
     theirs = written_under_fsdp(checkpoint)
     if fsdp and not theirs:
         raise ConfigError(
             f"{checkpoint} was written without FSDP2",
-            hint="continue without it, or delete the checkpoint to start again",
+            hint="continue without FSDP2, or delete the checkpoint to start again",
         )
     if theirs and not fsdp and not (Path(checkpoint) / MODEL).is_file():
         raise ConfigError(
             f"{checkpoint} is sharded",
-            hint="continue under FSDP2 as it was started, or set fsdp_state_dict_type: FULL_STATE_DICT and delete it",
+            hint="continue under FSDP2 as before, or set fsdp_state_dict_type: FULL_STATE_DICT and delete it",
         )
 
 
 def seal(checkpoint: Path) -> None:
-    """Write the checksums of a checkpoint that is whole, once every process has written its part; all call it."""
+    """Write the checksums of a complete checkpoint, once every process has written its part; all processes call
+    this."""
     processes.from_each(None)
     if processes.is_main():
         write_checksums(checkpoint)
 
 
 def broken(checkpoint: Path, *, every_byte: bool = False) -> str | None:
-    """Return what is wrong with the files of a checkpoint, None if nothing is seen: one is cut, or no file of its
-    kind.
+    """Return the problem found in a checkpoint's files: one is truncated, or not of its type; None if there is no
+    problem.
 
     Args:
-        every_byte: also read the checksums that were taken as it was written; of a checkpoint without them, which a release
-            before wrote or a kill left, those that PyTorch's files carry.
+        every_byte: also compare the checksums taken when it was written; a checkpoint without them (written by an older
+            release, or interrupted by a kill) is compared with the checksums in PyTorch's own files.
     """
     if every_byte and (wrong := wrong_files(checkpoint)):
         return "; ".join(f"{name} {what}" for name, what in wrong.items())
@@ -67,11 +69,11 @@ def broken(checkpoint: Path, *, every_byte: bool = False) -> str | None:
                 with path.open("rb") as file:
                     size = 8 + int.from_bytes(file.read(8), "little") + max(ends, default=0)
                 if path.stat().st_size != size:
-                    return f"{path.name} has {path.stat().st_size} bytes of {size}"
+                    return f"{path.name} has {path.stat().st_size} bytes instead of {size}"
             elif path.suffix in (".pt", ".pth", ".bin") and path.name != "training_args.bin":
                 with zipfile.ZipFile(path) as archive:
                     if every_byte and archive.testzip() is not None:
-                        return f"{path.name} has other bytes than were written"
+                        return f"{path.name} has changed since it was written"
         except (InputError, zipfile.BadZipFile, OSError, EOFError) as error:
             return f"{path.name}: {error}"
     return None
@@ -79,7 +81,7 @@ def broken(checkpoint: Path, *, every_byte: bool = False) -> str | None:
 
 @contextlib.contextmanager
 def reading(checkpoint: str | Path | None) -> Iterator[None]:
-    """Raise InputError for whatever goes wrong while a checkpoint is read; names it."""
+    """Raise InputError, naming the checkpoint, for any error that occurs while it is read."""
     try:
         yield
     except HintdistillError:
@@ -88,12 +90,12 @@ def reading(checkpoint: str | Path | None) -> Iterator[None]:
         said = (str(error).strip().splitlines() or [""])[0][:200]
         raise InputError(
             f"the checkpoint {checkpoint} cannot be read: {type(error).__name__}: {said}",
-            hint="delete that folder; --resume then continues from the one before it, or from the start",
+            hint="delete that folder; --resume then continues from the checkpoint before it, or from the start",
         ) from error
 
 
 def load_model(checkpoint: str | Path, model: Any) -> None:
-    """Put whole weights, or those of an adapter, into a model that is not sharded."""
+    """Load whole weights, or those of an adapter, into a model that is not sharded."""
     import torch
 
     state = torch.load(Path(checkpoint) / MODEL, map_location="cpu", weights_only=True)
@@ -106,7 +108,7 @@ def load_model(checkpoint: str | Path, model: Any) -> None:
 
 
 def load_optimizer(checkpoint: str | Path, model: Any, optimizer: Any, scheduler: Any) -> None:
-    """Put whole optimiser state, and the schedule's, into those of a model that is not sharded."""
+    """Load whole optimiser state, and the schedule's, for a model that is not sharded."""
     import torch
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
 

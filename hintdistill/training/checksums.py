@@ -1,6 +1,7 @@
-"""Checksums of a student's folder, and of a checkpoint's: what was written is what is there.
+"""Checksums of a student's folder or a checkpoint, to detect files that have changed since they were written.
 
-They are in `checksums.json` beside the files. The model card is left out: the report writes it again. Torch-free.
+They are in `checksums.json` in the same folder. The model card is left out, because the report rewrites it. This module
+does not import torch.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ LEFT_OUT = (FILE, "README.md")
 
 
 def write_checksums(folder: Path) -> None:
-    """Have every file of a folder on disk and write the checksums beside them."""
+    """Flush every file of a folder to disk and write its checksums."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in LEFT_OUT)
     sums = {}
     for path in files:
@@ -29,9 +30,9 @@ def write_checksums(folder: Path) -> None:
 
 
 def wrong_files(folder: Path) -> dict[str, str]:
-    """Return what is wrong with the files of a student or a checkpoint, by name; empty if nothing is.
+    """Return the problems found in the files of a student or a checkpoint, by name; empty if there are none.
 
-    So it is where there is no folder, and where it has no checksums because a release before wrote it.
+    It is also empty if there is no folder, or if the folder has no checksums because an older release wrote it.
     """
     if not (folder / FILE).is_file():
         return {}
@@ -44,9 +45,9 @@ def wrong_files(folder: Path) -> dict[str, str]:
 
 def _wrong(path: Path, said: Any) -> str | None:
     if not path.is_file():
-        return "is not there"
+        return "is missing"
     if not isinstance(said, list) or len(said) != 2:
         return "has no checksum"
     if path.stat().st_size != said[0]:
-        return f"has {path.stat().st_size} bytes of {said[0]}"
-    return None if checksum(path) == said[1] else "has other bytes than were written"
+        return f"has {path.stat().st_size} bytes instead of {said[0]}"
+    return None if checksum(path) == said[1] else "has changed since it was written"

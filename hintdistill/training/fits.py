@@ -1,4 +1,5 @@
-"""What fits: the largest micro-batch, the longest trace, and an error before the first step where one does not."""
+"""Find what fits into memory: the largest micro-batch and the longest trace; if something does not fit, raise an error
+before the first step."""
 
 from __future__ import annotations
 
@@ -17,21 +18,22 @@ from hintdistill.training.memory import Load, TeacherUse, TrainSetup, train_peak
 from hintdistill.training.row_lengths import RowLength
 
 DOUBT = 0.7
-"""A row is refused only where this share of what is counted for it is more than there is: never what does fit."""
+"""A row is refused only if this share of its estimated memory exceeds the available memory, so that a row that fits is
+never refused."""
 MARGIN = 0.9
-"""Share of the memory that recommended settings may fill."""
+"""Share of the memory that recommended settings may use."""
 ENOUGH = 16_384
-"""Tokens in a forward pass beyond which a larger one gains nothing."""
+"""Number of tokens in a forward pass beyond which a larger pass is no faster."""
 LONGEST = 1 << 24
 
 
 def weight_bytes(dtype: str, on_cpu: bool, shape: ModelShape) -> int:
-    """Bytes of an entry under `run.dtype`."""
+    """Return the bytes of one weight under `run.dtype`."""
     return BYTES[precision(dtype, on_cpu, shape.parameters)]
 
 
 def setup_of(shape: ModelShape, run: RunSection, train: TrainSection, on_cpu: bool) -> TrainSetup:
-    """Return how a training with these sections uses memory."""
+    """Return the memory setup of a training with these sections."""
     stored, lora = weight_bytes(run.dtype, on_cpu, shape), train.lora
     return TrainSetup(
         trained=shape.parameters if lora is None else shape.adapter(lora.rank, lora.target_modules),
@@ -65,13 +67,13 @@ def _teacher(train: TrainSection) -> TeacherUse:
 
 
 def load_of(rows: Sequence[RowLength]) -> Load:
-    """Rows as one micro-batch."""
+    """Return the load of these rows as one micro-batch."""
     return Load(sum(r.tokens for r in rows), sum(r.scored for r in rows), sum(r.branch_tokens for r in rows))
 
 
 def largest(fits: Callable[[int], bool]) -> int:
-    """Return the largest number up to `LONGEST` for which `fits` holds, 0 if none does; it holds below whatever it
-    holds for."""
+    """Return the largest number up to `LONGEST` for which `fits` is true, or 0; `fits` must be true below any number
+    for which it is true."""
     low, high = 0, LONGEST
     while low < high:
         middle = (low + high + 1) // 2
@@ -80,10 +82,11 @@ def largest(fits: Callable[[int], bool]) -> int:
 
 
 def longest_trace(shape: ModelShape, setup: TrainSetup, like: Load, where: Room, growth: Growth | None = None) -> int:
-    """Tokens of the longest trace that trains by itself, with the scored and branch tokens of `like` in it.
+    """Return the tokens of the longest trace that can be trained on alone, with the scored and branch tokens of `like`
+    in it.
 
     Args:
-        growth: how the memory that was measured here grows with the counted one.
+        growth: ratio of the growth of measured memory to that of estimated memory.
     """
 
     def fits(tokens: int) -> bool:
@@ -94,13 +97,13 @@ def longest_trace(shape: ModelShape, setup: TrainSetup, like: Load, where: Room,
 
 
 def require_fits(rows: Sequence[RowLength], shape: ModelShape, config: RunConfig, where: Room | None = None) -> None:
-    """Stop before the first training step where a micro-batch cannot fit, whatever the order of the rows.
+    """Raise an error before the first training step if a micro-batch cannot fit, whatever the order of the rows.
 
-    Cheap: nothing is measured and no model is loaded. What is counted is scaled down by `DOUBT`, so what does fit is never
-    refused.
+    This is cheap: nothing is measured and no model is loaded. Estimates are scaled down by `DOUBT`, so rows that fit
+    are never refused.
 
     Raises:
-        DoesNotFitError: names the longest rows, and what would fit.
+        DoesNotFitError: the message names the longest rows, and what would fit.
     """
     where = where or room(config.run.device)
     setup = setup_of(shape, config.run, config.train, where.on_cpu)
@@ -114,7 +117,7 @@ def require_fits(rows: Sequence[RowLength], shape: ModelShape, config: RunConfig
 
 
 def _least(peak: Peak) -> float:
-    """Return what a stage needs at the very least of memory that is free now."""
+    """Return the smallest amount of free memory that a stage needs."""
     return DOUBT * (peak.total - peak.parts.get("program", 0))
 
 
@@ -123,23 +126,29 @@ def _why(order: Sequence[RowLength], shape: ModelShape, setup: TrainSetup, each:
     above = [r for r in order if r.tokens > longest]
     if not above:
         need = where.need(train_peak(shape, setup, load_of(order[-each:])))
-        return f"{each} rows at once take some {need / 1e9:.1f} GB to train on, and {where.available / 1e9:.1f} GB are {where.source}"
+        return (
+            f"training on {each} rows at once needs about {need / 1e9:.1f} GB, but only "
+            f"{where.available / 1e9:.1f} GB are {where.source}"
+        )
     names = ", ".join(f"{r.trace_id} ({r.tokens:,} tokens)" for r in above[:5])
     more = f" and {len(above) - 5} more" if len(above) > 5 else ""
     fitting = f"the longest that fits has {longest:,} tokens" if longest else "no trace fits, however short"
-    return f"{len(above)} traces are longer than {where.available / 1e9:.1f} GB of memory allow ({where.source}): {names}{more}; {fitting}"
+    return (
+        f"{len(above)} traces are too long for {where.available / 1e9:.1f} GB of memory "
+        f"({where.source}): {names}{more}; {fitting}"
+    )
 
 
 def _what_would(order: Sequence[RowLength], shape: ModelShape, setup: TrainSetup, where: Room) -> str:
-    """Settings under which the longest row trains, or shorter traces."""
+    """Return settings under which the longest row can be trained on, or the advice to shorten traces."""
     for words, other in options(shape, setup):
         if where.holds(train_peak(shape, other, load_of(order[:1]))):
             return f"set {words}"
-    return "leave these traces out, cut them, or use a machine with more memory"
+    return "leave these traces out, shorten them, or use a machine with more memory"
 
 
 def options(shape: ModelShape, setup: TrainSetup, rank: int = 32) -> list[tuple[str, TrainSetup]]:
-    """Settings that need less and less memory, the present one first, each with the words of the config."""
+    """Return settings that need less and less memory, beginning with the present ones, each with its config keys."""
     small = dataclasses.replace(
         setup,
         rank=rank,
@@ -166,20 +175,21 @@ def options(shape: ModelShape, setup: TrainSetup, rank: int = 32) -> list[tuple[
 
 @dataclass(frozen=True)
 class Recommended:
-    """Settings under which everything fits, with the reason."""
+    """Hold settings under which everything fits, and the reason."""
 
     settings: Mapping[str, Any]
     token_budget: int
-    """Tokens of a micro-batch that fit under these settings."""
+    """Largest number of tokens in a micro-batch under these settings."""
     batches: int
-    """Micro-batches of an epoch, were rows packed by length up to the budget."""
+    """Number of micro-batches per epoch if rows were packed by length up to the budget."""
     largest_batch: int
-    """Rows of the fullest of them."""
+    """Number of rows in the largest of them."""
     why: str
 
 
 def by_length(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Rows sorted by length and packed up to `budget` tokens each, longest first; a row above the budget is alone."""
+    """Return rows sorted by length and packed up to `budget` tokens each, longest first; a row above the budget is
+    alone."""
     out: list[list[int]] = []
     for n in sorted(lengths, reverse=True):
         if not out or sum(out[-1]) + n > budget:
@@ -194,8 +204,8 @@ def recommend(
     train: TrainSection,
     holds: Callable[[TrainSetup, Load], bool],
 ) -> Recommended | None:
-    """Return the first of the settings that holds the longest row, and the largest micro-batch that fits under it; None
-    where none does."""
+    """Return the first settings that fit the longest row, and the largest micro-batch that fits under them; None if
+    none do."""
     batch_size = train.batch_size
     order = sorted(rows, key=lambda r: -r.tokens)
     for words, setup in choices if order else ():
@@ -208,19 +218,20 @@ def recommend(
         settings: dict[str, Any] = {"train.micro_batch_size": micro}
         settings |= dict(w.split("=", 1) for w in words.split() if not w.startswith("train.micro_batch_size"))
         packed = by_length([r.tokens for r in order], max(budget, order[0].tokens))
-        why = f"the {micro} longest rows together have {sum(r.tokens for r in order[:micro]):,} tokens"
+        why = f"the {micro} longest rows have {sum(r.tokens for r in order[:micro]):,} tokens in total"
         return Recommended(
             settings | {f"train.recipe.terms.{name}.normalize": "per_row" for name in train.effective_recipe.terms},
             budget,
             len(packed),
             max(map(len, packed)),
-            f"{why}; every injection weighs the same",
+            f"{why}; every injection has the same weight",
         )
     return None
 
 
 def _budget(setup: TrainSetup, order: Sequence[RowLength], holds: Callable[[TrainSetup, Load], bool]) -> int:
-    """Tokens of a micro-batch that fit, at the run's own share of scored tokens and branches."""
+    """Return the number of tokens in a micro-batch that fits, given the run's own share of scored tokens and
+    branches."""
     total = sum(r.tokens for r in order)
     scored, branches = sum(r.scored for r in order) / total, sum(r.branch_tokens for r in order) / total
     most = largest(lambda n: holds(setup, Load(n, round(n * scored), round(n * branches))))

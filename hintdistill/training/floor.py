@@ -1,4 +1,4 @@
-"""How far the engine that scored is from the model that trains: what `engine_floor` in the report is."""
+"""Measure the distance between the scoring engine and the model that is trained: `engine_floor` in the report."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from hintdistill.training.views import supports, wide
 
 @torch.no_grad()
 def engine_floor(trainer: Any, rows: Sequence[TraceRow]) -> float:
-    """Take the mean KL(stored plain ‖ the trainer's model, plain), nats per token: the mismatch of the two engines.
+    """Return the mean KL(stored plain ‖ the trainer's model, plain) in nats per token: the mismatch of the two engines.
 
-    Only meaningful before the first update.
+    It is meaningful only before the first update.
     """
     training = trainer.model.training
     trainer.model.eval()

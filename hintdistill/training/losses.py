@@ -1,7 +1,9 @@
-"""A recipe's terms on slots, from hidden states: in chunks wherever a term is a sum over positions, else through views.
+"""Compute a recipe's terms on slots from hidden states: in chunks if a term is a sum over positions, otherwise through
+views.
 
-Whole distributions of a large vocabulary are the largest thing in a training step, so `[N, V]` is made only for terms
-whose weights read every position before any of them has a gradient (quantiles, row means) and whose targets are not stored.
+Whole distributions over a large vocabulary are the largest tensors in a training step. `[N, V]` is therefore created
+only for terms whose weights depend on all positions before any of them has a gradient (quantiles, row means) and whose
+targets are not stored.
 """
 
 from __future__ import annotations
@@ -31,14 +33,15 @@ from hintdistill.training.views import base, columns, restricted, sampled, store
 
 
 class OutputHead:
-    """What turns a model's hidden states into log-probabilities."""
+    """Convert a model's hidden states into log-probabilities."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
 
     @property
     def spec(self) -> HeadSpec | None:
-        """The head as a matrix, sharing the model's present weights; None if it is more than that (an adapter on it)."""
+        """Return the head as a matrix that shares the model's present weights; None if it is more than a matrix (e.g.
+        has an adapter)."""
         module = self.model.get_output_embeddings()
         if type(module).__name__ not in ("Linear", "FSDPLinear"):
             return None
@@ -46,27 +49,28 @@ class OutputHead:
         return HeadSpec(module.weight, module.bias, factor, None if cap is None else float(cap))
 
     def logprobs(self, hidden: Tensor) -> Tensor:
-        """Log-probabilities of the whole vocabulary, float32 [N, V]."""
+        """Return log-probabilities over the whole vocabulary, float32 [N, V]."""
         if is_sharded(self.model):
             # a call of the head alone would run FSDP's hooks outside of the root's forward pass
             spec = self.spec
             if spec is None:
                 raise ConfigError(
-                    "FSDP2 shards an output head with an adapter on it", hint="train.lora without lm_head"
+                    "FSDP2 shards an output head with an adapter on it", hint="use train.lora without lm_head"
                 )
             return spec.logits(hidden).log_softmax(-1)
         out: Tensor = make_head(self.model)(hidden).log_softmax(-1)
         return out
 
     def kept(self, hidden: Tensor, ids: Tensor) -> Tensor:
-        """Log-probabilities of ids [N, K] and of all the rest, [N, K+1], with gradient."""
+        """Return log-probabilities of ids [N, K] and of all other ids together, [N, K+1], with gradient."""
         spec = self.spec
         return gather_with_tail(self.logprobs(hidden), ids) if spec is None else linear_kept(hidden, spec, ids)
 
 
 @dataclass(frozen=True)
 class InStepView:
-    """A view that was made in the step: its hidden states and head, or its log-probabilities [N, V] if the head is gone."""
+    """Hold a view made during the step: its hidden states and head, or its log-probabilities [N, V] if the head no
+    longer exists."""
 
     hidden: Tensor
     """[N, H]"""
@@ -76,7 +80,8 @@ class InStepView:
     """Whether it is the student's own view."""
 
     def at(self, positions: Tensor) -> Tensor:
-        """Log-probabilities at some positions, float32 [n, V]; not of the student's own, whose head may be no matrix."""
+        """Return log-probabilities at some positions, float32 [n, V]; not available for the student's own view, whose
+        head may not be a matrix."""
         if self.logprobs is not None:
             return self.logprobs[positions]
         assert self.spec is not None
@@ -84,16 +89,16 @@ class InStepView:
 
 
 class Terms:
-    """The terms of a recipe."""
+    """Compute the terms of a recipe."""
 
     def __init__(self, recipe: Recipe, special_ids: Sequence[int], seed: int) -> None:
         self.recipe, self.special_ids, self.seed = recipe, tuple(special_ids), seed
         self.kinds: tuple[str, ...] = tuple(dict.fromkeys(t.rows for t in recipe.terms.values()))
-        """The kinds of slot that a term names as its rows."""
+        """The kinds of slot that some term names as its rows."""
         self.chunked: dict[str, bool] = {kind: self._chunked(kind) for kind in self.kinds}
         """By kind, whether every term on it is a sum over positions."""
         self.fixed: dict[str, dict[str, Fixed]] = {}
-        """By slot key and term, weights that were made over the whole optimiser step; see `step_pass`."""
+        """Weights by slot key and term that were computed over the whole optimiser step; see `step_pass`."""
 
     def _chunked(self, kind: str) -> bool:
         terms = [t for t in self.recipe.terms.values() if t.rows == kind]
@@ -102,7 +107,7 @@ class Terms:
     def stored(
         self, kind: str, slots: Sequence[Slot], hidden: Tensor, head: OutputHead, step: int
     ) -> tuple[Tensor, dict[str, float]]:
-        """Σ over slots of the terms on stored targets, and metrics; `hidden` [N, H] are the student's."""
+        """Return the sum over slots of the terms on stored targets, and metrics; `hidden` [N, H] are the student's."""
         ids, spec = supports(slots, hidden.device), head.spec
         if self.chunked[kind] and spec is not None and all(_plain_union(t) for t in self._of(kind).values()):
             return self._on_supports(kind, slots, hidden, spec, ids, step)
@@ -111,7 +116,7 @@ class Terms:
     def in_step(
         self, slots: Sequence[Slot], hidden: Tensor, head: OutputHead, views: Mapping[str, InStepView], step: int
     ) -> tuple[Tensor, dict[str, float]]:
-        """Σ over hint slots of the terms on views made in this step; `hidden` [N, H] are the student's."""
+        """Return the sum over hint slots of the terms on views made in this step; `hidden` [N, H] are the student's."""
         spec = head.spec
         if self.chunked["hint"] and spec is not None and all(v.spec is not None for v in views.values()):
             pairs = {n: (v.hidden, v.spec) for n, v in views.items() if v.spec is not None}
@@ -126,7 +131,7 @@ class Terms:
         views: Mapping[str, InStepView] | None,
         step: int,
     ) -> Reading:
-        """Return the scores that the terms weigh hint slots by; `views` are None if targets are stored."""
+        """Return the scores on which the terms' weights of hint slots depend; `views` is None if targets are stored."""
         if views is None:
             batch = restricted(slots, head.kept(hidden, supports(slots, hidden.device)))
         else:
@@ -134,7 +139,7 @@ class Terms:
         return read(self.recipe, batch, step=step, base=base(slots, hidden.device))
 
     def _whole(self, slots: Sequence[Slot], hidden: Tensor, head: OutputHead, views: Mapping[str, InStepView]) -> Batch:
-        """Return the batch of views that were made in this step, over the vocabulary."""
+        """Return the batch of views made in this step, over the vocabulary."""
         student = head.logprobs(hidden)
         made = {"student": student}
         for name, view in views.items():
@@ -167,7 +172,7 @@ class Terms:
     def _on_supports(
         self, kind: str, slots: Sequence[Slot], hidden: Tensor, spec: HeadSpec, ids: Tensor, step: int
     ) -> tuple[Tensor, dict[str, float]]:
-        """Stored targets: the support is given, the divergence compares with the stored numbers."""
+        """Compute terms on stored targets, whose support is given: the divergence compares with the stored numbers."""
         weights = base(slots, hidden.device)
         total, metrics = hidden.new_zeros((), dtype=torch.float32), dict[str, float]()
         views, kept = stored(slots, hidden.device), columns(slots, hidden.device)
@@ -201,9 +206,9 @@ class Terms:
 def outcome_term(
     slots: Sequence[Slot], hidden: Tensor, head: OutputHead, section: OutcomeSection
 ) -> tuple[Tensor, dict[str, float]]:
-    """Σ over outcome slots of the clipped policy gradient, and metrics; `hidden` [N, H] are the student's.
+    """Return the sum over outcome slots of the clipped policy gradient, and metrics; `hidden` [N, H] are the student's.
 
-    Of each position the sampled token's log-probability alone is made; see `objectives.outcome.outcome_loss`.
+    Only the sampled token's log-probability is computed at each position; see `objectives.outcome.outcome_loss`.
     """
     device = hidden.device
     student = head.kept(hidden, sampled(slots, device)[:, None])[:, 0]
@@ -229,8 +234,8 @@ def _metrics(name: str, value: Tensor, each: Tensor, weights: Tensor, slots: int
 
 
 def _sum_over_positions(term: Term) -> bool:
-    """Return whether each position's loss is its own affair: then it is taken in chunks, and nothing of size [N, V] is
-    kept."""
+    """Return whether each position's loss is independent of the others; it is then computed in chunks, without tensors
+    of size [N, V]."""
     return (
         term.divergence.kind in DIVERGENCES
         and not term.weights
@@ -240,6 +245,7 @@ def _sum_over_positions(term: Term) -> bool:
 
 
 def _plain_union(term: Term) -> bool:
-    """Return whether a term reads a stored support as it is, and a target that the student's own view is no part of."""
+    """Return whether a term uses a stored support unchanged, and a target that does not involve the student's own
+    view."""
     of = term.target
     return term.support.rest == "tail" and "student" not in (*of.loglin, *of.mixture, of.anchor)

@@ -1,12 +1,14 @@
-"""Peak memory of training, from a model's shape alone: what is alive at the worst moment. Torch-free.
+"""Peak memory of training, computed from a model's shape: the tensors alive at the worst moment. This module does not
+import torch.
 
-Counted per layer and token, in floats, for a Llama-like layer that trains all its weights (H hidden, A heads × width, K key
-heads × width, I feed-forward): the two norms keep input, normalised input and output (6 H); attention keeps queries, keys and
-values as it reads them and its output as it leaves and as it is laid out (3 A + 2 K), per-head norms keep queries and keys
-before and after (2 A + 2 K); the feed-forward block keeps gate, its activation, the other branch and their product (4 I).
-With gradient checkpointing a layer keeps its input, and the layer at work all of the above.
+The count is per layer and token, in floats, for a Llama-like layer that trains all its weights (H hidden, A heads ×
+width, K key heads × width, I feed-forward). The two norms keep input, normalised input and output (6 H). Attention
+keeps queries, keys and values, and its output before and after the change of layout (3 A + 2 K). Per-head norms keep
+queries and keys before and after (2 A + 2 K). The feed-forward block keeps the gate, its activation, the other branch
+and their product (4 I). With gradient checkpointing each layer keeps only its input, and the layer being computed keeps
+all of the above.
 
-What an allocator keeps of freed blocks is not counted: `hintdistill plan` measures it if the device is present.
+Freed blocks that an allocator retains are not counted; `hintdistill plan` measures them if the device is present.
 """
 
 from __future__ import annotations
@@ -18,11 +20,12 @@ from hintdistill.core.model_shape import ModelShape
 from hintdistill.engines.token_counts import FLOAT, PROGRAM, cache_bytes, forward_bytes
 
 CHUNK_POSITIONS = 96
-"""Positions at once in the loss; `objectives.chunked.POSITIONS`."""
+"""Number of positions processed together in the loss; `objectives.chunked.POSITIONS`."""
 WATCH_POSITIONS = 256
-"""Positions whose whole distributions exist at once when training is watched; `training.watch.POSITIONS`."""
+"""Number of positions whose whole distributions exist together when training is watched; `training.watch.POSITIONS`."""
 STORED = 48
-"""Bytes of a stored entry: an id and two log-probabilities (16), as the file's table, as a target, and as tensors of a row."""
+"""Bytes of a stored entry, an id and two log-probabilities (16), in each of its forms: in the file's table, in a
+target, and in a row's tensors."""
 
 
 ENTRY_BYTES = 16
@@ -31,18 +34,18 @@ ENTRY_BYTES = 16
 
 @dataclass(frozen=True)
 class TeacherUse:
-    """What the recipe's teacher needs in a training step."""
+    """Describe the memory that the recipe's teacher needs in a training step."""
 
     copies: int = 0
     """Frozen copies of the whole model: an initial or external teacher's weights."""
     follower: bool = False
-    """Whether a following teacher keeps a copy of what is trained."""
+    """Whether a following teacher keeps a copy of the trained parameters."""
     views: int = 0
-    """Views made in the step, not counting the student's."""
+    """Number of views made in the step, without the student's."""
     rides: bool = False
-    """Whether such a view reads the student's keys and values."""
+    """Whether such a view reuses the student's keys and values."""
     prefills: bool = False
-    """Whether one reads each trace again."""
+    """Whether one of them reads each trace again."""
     dense: bool = False
     """Whether a term needs whole distributions of all scored positions."""
     branch_tokens: int = 16_384
@@ -50,22 +53,22 @@ class TeacherUse:
 
 @dataclass(frozen=True)
 class Beside:
-    """What a run keeps in memory beside the training itself."""
+    """Describe other memory that a run uses during training."""
 
     other_weights: int = 0
-    """Bytes of models that earlier stages left loaded."""
+    """Bytes of models that earlier stages have left loaded."""
     stored: int = 0
-    """Kept entries of all targets of the run."""
+    """Number of kept entries of all targets of the run."""
     watched: int = 0
-    """Tokens that are read at once, without gradient, to watch the training."""
+    """Number of tokens read together, without gradient, to watch the training."""
 
 
 @dataclass(frozen=True)
 class TrainSetup:
-    """How a model is trained, as far as memory goes."""
+    """Describe how a model is trained, as far as it affects memory."""
 
     trained: int
-    """Entries that get a gradient and two moments."""
+    """Number of weights with a gradient and two moments."""
     weight_bytes: int = FLOAT
     activation_bytes: int = FLOAT
     on_cpu: bool = True
@@ -73,16 +76,16 @@ class TrainSetup:
     """Rank of the low-rank adapters; 0 trains all weights."""
     checkpointing: bool = False
     accumulates: bool = False
-    """Whether gradients of earlier micro-batches are there while one is read."""
+    """Whether gradients of earlier micro-batches exist while one is processed."""
     kinds: int = 2
-    """Kinds of slots with a term: hints, anchors."""
+    """Number of kinds of slots with a term: hints, anchors."""
     teacher: TeacherUse = field(default_factory=TeacherUse)
     beside: Beside = field(default_factory=Beside)
 
 
 @dataclass(frozen=True)
 class Load:
-    """A micro-batch, or anything else that is read at once, tokens."""
+    """Count the tokens of a micro-batch, or of anything else that is read together."""
 
     tokens: int
     scored: int
@@ -90,10 +93,11 @@ class Load:
 
 
 def layer_floats(shape: ModelShape, rank: int = 0) -> list[int]:
-    """Widths of the tensors that one layer keeps per token for its backward pass; see the module's head.
+    """Return the total width of the tensors that one layer keeps per token for its backward pass; see the module's
+    docstring.
 
-    With adapters (`rank`) the norms' weights are frozen, so that what they multiply is not kept, and each adapted matrix
-    keeps its low-rank inside.
+    With adapters (`rank`) the norms' weights are frozen, so their inputs are not kept, and each adapted matrix keeps
+    its low-rank activation.
     """
     h, a, k, i = shape.hidden, shape.query_width, shape.key_width, shape.intermediate
     kept = [h] * (4 if rank else 6) + [a] * 3 + [k] * 2 + [i] * 4
@@ -104,7 +108,8 @@ def layer_floats(shape: ModelShape, rank: int = 0) -> list[int]:
 
 
 def saved_bytes(shape: ModelShape, setup: TrainSetup, load: Load) -> int:
-    """Return what the student's pass keeps for the backward pass; with checkpointing, the layer at work included."""
+    """Return the bytes that the student's pass keeps for the backward pass; with checkpointing, including the layer
+    being computed."""
     n, b, h = load.tokens, setup.activation_bytes, shape.hidden
     layer = n * sum(layer_floats(shape, setup.rank)) * b + _cast_bytes(shape, setup, n)
     ends = (n * (2 * h + 2 * shape.head_dim + 1) + load.scored * h) * b
@@ -116,7 +121,8 @@ def saved_bytes(shape: ModelShape, setup: TrainSetup, load: Load) -> int:
 
 
 def _cast_bytes(shape: ModelShape, setup: TrainSetup, tokens: int) -> int:
-    """In half precision: the norms' float32 copies, and each adapter's float32 copy of what its matrix reads."""
+    """Return the bytes of float32 copies in half precision: those of the norms, and each adapter's copy of its
+    input."""
     if setup.activation_bytes == FLOAT:
         return 0
     adapted = 5 * shape.hidden + shape.query_width + shape.intermediate if setup.rank else 0
@@ -124,7 +130,7 @@ def _cast_bytes(shape: ModelShape, setup: TrainSetup, tokens: int) -> int:
 
 
 def loss_bytes(shape: ModelShape, setup: TrainSetup, load: Load) -> int:
-    """Logits, log-probabilities and the head's gradient, at the time the loss is taken."""
+    """Return the bytes of logits, log-probabilities and the head's gradient while the loss is computed."""
     if setup.teacher.dense:
         # logits and log-probabilities of the student, and two more while they are differentiated; one per further view
         return (4 + setup.teacher.views) * load.scored * shape.vocab * FLOAT
@@ -137,7 +143,8 @@ def _head_gradient(shape: ModelShape, setup: TrainSetup) -> int:
 
 
 def train_peak(shape: ModelShape, setup: TrainSetup, load: Load) -> Peak:
-    """Peak of training on micro-batches like `load`: the worst of four moments, beside weights and moments."""
+    """Return the peak of training on micro-batches like `load`: the worst of four moments, plus weights and optimiser
+    moments."""
     gradients = setup.trained * FLOAT
     earlier = gradients if setup.accumulates else 0
     n, b = load.tokens, setup.activation_bytes
@@ -182,7 +189,8 @@ def train_peak(shape: ModelShape, setup: TrainSetup, load: Load) -> Peak:
 
 
 def teacher_bytes(shape: ModelShape, setup: TrainSetup, load: Load) -> int:
-    """Return what views made in the step hold before the loss: keys and values, and one call's tensors."""
+    """Return the bytes that views made in the step hold before the loss: keys and values, and the tensors of one
+    call."""
     out = 0
     if setup.teacher.rides:
         out = cache_bytes(shape, load.tokens, setup.activation_bytes)
@@ -195,11 +203,11 @@ def teacher_bytes(shape: ModelShape, setup: TrainSetup, load: Load) -> int:
 
 
 def with_caches(peak: Peak, entries: int, *, rows: bool = False) -> Peak:
-    """Add what the caches of stored targets hold at most: a short measured run is over before they are full.
+    """Add the largest size of the caches of stored targets, because a short measured run ends before they are full.
 
     Args:
-        entries: kept entries of all targets.
-        rows: whether training rows are cached too.
+        entries: number of kept entries of all targets.
+        rows: whether training rows are also cached.
     """
     # the data set and the store are imported here, because counting by shape alone needs no torch
     from hintdistill.rescoring.stored import CACHE_BYTES as COLUMNS

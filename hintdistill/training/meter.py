@@ -1,7 +1,8 @@
-"""What is measured on the rows that are trained on; docs/metrics.md names every number.
+"""Measurements on the trained rows; docs/metrics.md describes every number.
 
-The terms' own metrics are kept of every step. What needs the output head again is read on the micro-batches of a logging
-step alone, without gradient and a few positions at a time. In several processes sums are added up before they are divided.
+The terms' own metrics are collected in every step. Values that need the output head again are measured only on the
+micro-batches of a logging step, without gradient and a few positions at a time. With several processes, sums are added
+up before they are divided.
 """
 
 from __future__ import annotations
@@ -23,29 +24,30 @@ from hintdistill.training.views import sampled, supports, wide
 from hintdistill.training.watch import POSITIONS, entropy
 
 OLD_NAMES = {"hint": "divergence", "anchor": "anchor_kl", "hold": "hold_kl", "twin": "twin_kl"}
-"""Kind of row → what the loss of its first term, mean over the tokens that carry it, is called."""
+"""Kind of row → the metric's name for the loss of its first term, averaged over the tokens with loss."""
 
 OF_TOKENS = frozenset({"reward/ratio_mean", "reward/ratio_clipped", "reward/behaviour_gap"})
-"""What the outcome reward says of itself, mean over tokens; the share of tokens without an advantage is none here."""
+"""Metrics of the outcome reward that are means over tokens; the share of tokens without an advantage is not one of
+them."""
 OF_STEPS = frozenset({"reward/advantage_abs"})
 
 
 class Meter:
-    """Sums since the last log."""
+    """Hold the sums since the last log."""
 
     def __init__(self, recipe: Recipe, head: OutputHead, logging_steps: int, from_initial: bool = True) -> None:
-        """`from_initial`: whether the stored plain views are the initial policy's."""
+        """Start with empty sums; `from_initial`: whether the stored plain views are the initial policy's."""
         self.recipe, self.head, self.logging_steps, self.from_initial = recipe, head, logging_steps, from_initial
         self._first = {k: next((n for n, t in recipe.terms.items() if t.rows == k), None) for k in OLD_NAMES}
         # name → [sum, count]
         self._sums: defaultdict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
 
     def reads(self, step: int) -> bool:
-        """Return whether the optimiser step that follows `step` finished ones is a logging step."""
+        """Return whether the optimiser step after `step` finished ones is a logging step."""
         return (step + 1) % self.logging_steps == 0
 
     def rows(self, rows: Sequence[TraceRow], step: int) -> None:
-        """Count the tokens of a micro-batch, and those that carry loss."""
+        """Count the tokens of a micro-batch, and those with loss."""
         if self.reads(step):
             carried = sum(int(_loss_tokens(r).sum()) for r in rows)
             # what stands in for a row between processes is none
@@ -60,11 +62,11 @@ class Meter:
         views: Mapping[str, InStepView] | None,
         step: int,
     ) -> None:
-        """One kind of slot of one micro-batch.
+        """Add the slots of one kind in one micro-batch.
 
         Args:
             hidden: the student's hidden states at the scored positions, [N, H].
-            metrics: what the terms say of themselves, means over these slots.
+            metrics: the terms' own metrics, as means over these slots.
             views: the views made in the step; None if targets are stored.
         """
         for name, value in metrics.items():
@@ -79,10 +81,10 @@ class Meter:
     def outcome(
         self, placed: Sequence[Placed], metrics: Mapping[str, float], both: Mapping[str, float], slots: int
     ) -> None:
-        """The outcome reward of one micro-batch.
+        """Add the outcome reward of one micro-batch.
 
         Args:
-            metrics: what its term says of the outcome slots `placed`.
+            metrics: the term's metrics of the outcome slots `placed`.
             both: the losses of reward and terms, summed over the micro-batch's `slots` slots of any kind.
         """
         for name, value in both.items():
@@ -94,16 +96,16 @@ class Meter:
             self._count(name, metrics[name] * len(placed), len(placed))
 
     def held(self) -> dict[str, list[float]]:
-        """Return what was counted since the last `drain`, in this process: name → sum and count."""
+        """Return the counts since the last `drain`, in this process: name → sum and count."""
         return {name: list(sums) for name, sums in self._sums.items()}
 
     def take(self, sums: Mapping[str, Sequence[float]]) -> None:
-        """Count what another meter held."""
+        """Add the counts of another meter."""
         for name, (value, count) in sums.items():
             self._count(name, value, count)
 
     def drain(self) -> dict[str, float]:
-        """Return the means since the last call, over all processes, which must all call it."""
+        """Return the means since the last call over all processes, which must all call it."""
         sums, self._sums = dict(self._sums), defaultdict(lambda: [0.0, 0.0])
         each = [sums]
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -150,7 +152,8 @@ class Meter:
     def _positions(
         self, slots: Sequence[Slot], hidden: Tensor, index: Tensor, views: Mapping[str, InStepView] | None
     ) -> dict[str, Tensor]:
-        """At the positions of `index` [M], on the CPU: log-probability of the sampled token by each view, entropy, KL."""
+        """Return, at the positions of `index` [M] and on the CPU, each view's log-probability of the sampled token, the
+        entropy and the KL."""
         device = hidden.device
         said, ids = sampled(slots, device), supports(slots, device)
         target = wide([s.target for s in slots], -torch.inf).to(device)
@@ -182,7 +185,7 @@ class Meter:
         return found
 
     def _legal(self, decided: Sequence[tuple[int, Slot]], hidden: Tensor) -> None:
-        """The student's mass on what the tool schemas allow at decision tokens."""
+        """Return the student's probability of the continuations that the tool schemas allow at decision tokens."""
         some = [(at, s) for at, s in decided if s.legal_ids is not None]
         for n in range(0, len(some), POSITIONS):
             part = some[n : n + POSITIONS]
@@ -195,7 +198,7 @@ class Meter:
 
 
 def _loss_tokens(row: TraceRow) -> Tensor:
-    """bool [L]: which tokens of a row carry loss, in one slot or in several."""
+    """Return bool [L]: which tokens of a row have loss in at least one slot."""
     carried = torch.zeros(len(row.ids), dtype=torch.bool)
     for slot in row.slots:
         carried[slot.start : slot.start + slot.length] |= _carried(slot)
@@ -203,7 +206,7 @@ def _loss_tokens(row: TraceRow) -> Tensor:
 
 
 def _carried(slot: Slot) -> Tensor:
-    """bool [T]: which tokens of a slot carry any term's loss."""
+    """Return bool [T]: which tokens of a slot have loss under any term."""
     carried = torch.zeros(slot.length, dtype=torch.bool)
     for weights in slot.weights.values():
         carried |= weights != 0

@@ -1,4 +1,4 @@
-"""The rows of metrics that a training writes, and what of them stays where it goes on from a checkpoint."""
+"""The rows of metrics that a training writes, and their truncation when it continues from a checkpoint."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def write_row(work: Path, row: dict[str, Any]) -> None:
 
 
 def cut_metrics(work: Path, checkpoint: Path | None) -> tuple[float, dict[str, Any]]:
-    """Cut the metrics back to the checkpoint that training goes on from: the rows after it are written again.
+    """Cut the metrics back to the checkpoint from which training continues, because later rows are written again.
 
-    Returns the sum of the loss over the steps before it that rows tell of, and the last row with a reading of the watch.
+    Return the sum of the loss over the earlier steps covered by rows, and the last row with a measurement of the watch.
     """
     path, until = work / METRICS, 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""The student's folder: an ordinary model folder, beside it the adapter if one was trained; whole or not there.
+"""The student's folder: an ordinary model folder, plus the adapter if one was trained; it is either complete or absent.
 
 ```
 config.json model*.safetensors generation_config.json    the student; an adapter is merged into what it was trained on
@@ -50,17 +50,17 @@ def write_student(
     arrived: Arrived | None = None,
     state_dict: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write the student to a temporary folder, and move it into place when it is whole.
+    """Write the student to a temporary folder, and move it into place when it is complete.
 
-    An adapter is merged on the CPU into the initial model, loaded anew in the precision it is saved in; `model` itself stays as
-    it is. That takes the memory of one more copy.
+    An adapter is merged on the CPU into the initial model, which is loaded again in the precision of the saved file;
+    `model` itself is unchanged. This needs memory for one more copy.
 
     Args:
         model: the trained model, unwrapped; a peft model if an adapter was trained.
-        folder: the model folder that the training started from.
-        summary: what is written as `hintdistill.json`.
-        arrived: the adapter that `folder` is, if it is one.
-        state_dict: the weights where `model` does not hold them whole, e.g. gathered from its shards, under the names of
+        folder: the model folder from which the training started.
+        summary: the content of `hintdistill.json`.
+        arrived: the adapter in `folder`, if it contains one.
+        state_dict: the weights if `model` does not hold them whole, e.g. gathered from its shards, under the names of
             `model.state_dict()`.
 
     Raises:
@@ -119,14 +119,14 @@ def save_model(
 
 
 def _copy_files(folder: Path, into: Path) -> None:
-    """The tokenizer, template and generation settings of `folder`, as they are."""
+    """Copy the tokenizer, template and generation settings of `folder` unchanged."""
     settings = _file_of(folder, "generation_config.json")
     for path in ([settings] if settings else []) + [folder / name for name in COPIED if (folder / name).is_file()]:
         shutil.copy2(path, into / path.name)
 
 
 def _adapter_alone(aside: Path, folder: Path) -> None:
-    """The adapter takes the place of the whole weights."""
+    """Replace the whole weights by the adapter."""
     for path in (aside / "adapter").iterdir():
         path.rename(aside / path.name)
     (aside / "adapter").rmdir()
@@ -134,15 +134,16 @@ def _adapter_alone(aside: Path, folder: Path) -> None:
 
 
 def save_dtype(folder: Path, config: TrainSection) -> torch.dtype:
-    """`train.save_dtype`, where `auto` is what the files of `folder` have, and float32 if they say nothing of use."""
+    """Return `train.save_dtype`; `auto` means the precision of the files in `folder`, or float32 if they do not
+    tell."""
     return DTYPES[config.save_dtype] if config.save_dtype != "auto" else file_dtype(folder) or torch.float32
 
 
 def file_dtype(folder: Path) -> torch.dtype | None:
-    """Return the precision in which most numbers of a model folder's weights are stored; None if it is no common
+    """Return the precision in which most numbers of a model folder's weights are stored; None if it is not a common
     float.
 
-    An adapter folder is asked for its base model.
+    For an adapter folder, its base model decides.
     """
     found = _file_of(folder, "config.json")
     if found is None:
@@ -160,8 +161,8 @@ def file_dtype(folder: Path) -> torch.dtype | None:
 
 
 def _file_of(folder: Path, name: str) -> Path | None:
-    """Return a file of a model folder; of an adapter folder without it, that of its base model, in a folder or the
-    hub's cache."""
+    """Return a file of a model folder; if an adapter folder lacks it, return that of its base model, from a folder or
+    the hub's cache."""
     if (folder / name).is_file():
         return folder / name
     adapter = folder / "adapter_config.json"
@@ -177,7 +178,7 @@ def _file_of(folder: Path, name: str) -> Path | None:
 
 
 def _cast(weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Floats in `dtype`; names that share a tensor go on sharing it, so that tied weights are written once."""
+    """Cast floats to `dtype`; names that share a tensor still share it, so that tied weights are written once."""
     made: dict[tuple[Any, ...], Tensor] = {}
     out = {}
     for name, tensor in weights.items():
@@ -200,7 +201,7 @@ def _write_adapter(
     arrived: Arrived | None,
     state_dict: Mapping[str, Tensor] | None,
 ) -> None:
-    """The new adapter with the name of what it is on, and the arriving one where it was kept."""
+    """Write the new adapter with the name of its base, and the arriving adapter if it was kept."""
     given = {} if state_dict is None else {"state_dict": dict(state_dict)}
     model.save_pretrained(aside / "adapter", selected_adapters=[NEW], **given)
     base = hub_name(run.model, folder) or str(folder.resolve())

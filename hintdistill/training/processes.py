@@ -1,12 +1,14 @@
-"""Several processes (`torchrun`, `accelerate launch`): who leads, how the others follow, and what sharded weights ask for.
+"""Several processes (`torchrun`, `accelerate launch`): choose the main process, let the others follow it, and meet the
+needs of sharded weights.
 
-The main process does everything but the training; meanwhile the others wait to be told what all do together. Waiting goes
-through a gloo group of its own, whose timeout is days, so that a long critique is no error. Where the main process fails,
-it ends with its exit code and the launcher ends the others; where another one fails, the launcher ends the main one.
+The main process does everything except training; meanwhile the others wait for joint work. They wait in a separate gloo
+group with a timeout of days, so that a long critique is not an error. If the main process fails, it ends with its exit
+code and the launcher ends the others; if another one fails, the launcher ends the main process.
 
-Under FSDP2 each forward pass is a joint act: all processes gather a layer's weights at the same time. So a process that has
-fewer passes to make than another (`in_step`) makes empty ones until all are done. Reads the environment that launchers set:
-RANK, WORLD_SIZE, LOCAL_RANK. Torch is imported if it is needed, so that the command line may ask who it is.
+Under FSDP2 each forward pass is a joint operation: all processes gather a layer's weights at the same time. A process
+with fewer passes than another (`in_step`) therefore makes empty passes until all are done. The environment variables of
+launchers are used: RANK, WORLD_SIZE, LOCAL_RANK. Torch is imported only when needed, so that the command line can find
+out its role cheaply.
 """
 
 from __future__ import annotations
@@ -25,34 +27,34 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 WAIT = datetime.timedelta(days=7)
-"""How long the others wait for the main process."""
+"""How long the other processes wait for the main process."""
 
 
 @dataclass
 class _Joined:
-    """What this process knows of the others."""
+    """Hold what this process knows about the others."""
 
     group: Any = None
     """The gloo group of all processes, or None before `join`."""
     inside: bool = False
-    """Whether something is being done together right now, so that nobody listens for the next order."""
+    """Whether joint work is in progress, so that no process waits for the next order."""
 
 
 _joined = _Joined()
 
 
 def world() -> int:
-    """Return how many processes there are."""
+    """Return the number of processes."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_main() -> bool:
-    """Return whether this process leads; true if there is only one."""
+    """Return whether this is the main process; true if it is the only one."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def join(device: torch.device) -> None:
-    """Meet the other processes; once, and nothing if there are none."""
+    """Connect to the other processes, once; do nothing if there are none."""
     if world() == 1 or _joined.group is not None:
         return
     import torch
@@ -66,7 +68,7 @@ def join(device: torch.device) -> None:
 
 
 def leave() -> None:
-    """Part from the other processes."""
+    """Disconnect from the other processes."""
     if _joined.group is None:
         return
     import torch.distributed as dist
@@ -77,10 +79,10 @@ def leave() -> None:
 
 @contextlib.contextmanager
 def leading(device: torch.device) -> Iterator[None]:
-    """The main process at work; at its end the others, who `follow`, are let go.
+    """Run the main process's work, and release the others, which `follow`, at its end.
 
-    After an error they are let go as well if they are waiting; if they are in the midst of something done together, they
-    are left to the launcher.
+    After an error they are also released if they are waiting; if they are in the middle of joint work, the launcher
+    ends them.
     """
     if world() == 1:
         yield
@@ -97,7 +99,7 @@ def leading(device: torch.device) -> Iterator[None]:
 
 
 def follow(device: torch.device) -> None:
-    """Wait for the main process, and do with it what all do together, until it lets go."""
+    """Wait for the main process and take part in joint work, until released."""
     join(device)
     while (order := _broadcast(None)) is not None:
         function, arguments = order
@@ -106,7 +108,7 @@ def follow(device: torch.device) -> None:
 
 
 def together(function: Callable[..., T], *arguments: Any, **here: Any) -> T:
-    """`function(*arguments)` in all processes; what is in `here` (callbacks, say) only the main one has."""
+    """Call `function(*arguments)` in all processes; only the main one gets the values in `here` (e.g. callbacks)."""
     if world() > 1:
         _broadcast((function, arguments))
     _joined.inside = True
@@ -116,7 +118,7 @@ def together(function: Callable[..., T], *arguments: Any, **here: Any) -> T:
 
 
 def from_main(make: Callable[[], T]) -> T:
-    """Return what `make` returns on the main process, in all of them; no other process calls it."""
+    """Call `make` only in the main process, and return its result in all processes."""
     if world() == 1:
         return make()
     out: T = _broadcast(make() if is_main() else None)
@@ -124,7 +126,7 @@ def from_main(make: Callable[[], T]) -> T:
 
 
 def from_each(value: T) -> list[T]:
-    """Return every process's value, in order of their ranks, in all of them; all wait for all."""
+    """Return the values of all processes, in order of their ranks, in every process; all wait for all."""
     if world() == 1:
         return [value]
     import torch.distributed as dist
@@ -144,10 +146,11 @@ def _broadcast(value: Any) -> Any:
 
 
 def rows_per_pass(batch_size: int, micro: int | None) -> int:
-    """Rows that one process reads in one pass, `train.batch_size` being the rows of all processes in one optimiser step.
+    """Return the number of rows that one process reads in one pass; `train.batch_size` counts the rows of all processes
+    in one optimiser step.
 
     Raises:
-        ConfigError: the processes cannot share the rows of a step equally.
+        ConfigError: the rows of a step cannot be divided equally among the processes.
     """
     each, rest = divmod(batch_size, world())
     if rest or each % (micro or each):
@@ -160,9 +163,9 @@ def rows_per_pass(batch_size: int, micro: int | None) -> int:
 
 
 def may_leave_unused(model: Any) -> bool:
-    """Return whether a pass may leave a parameter unread: experts, or a part for other inputs than text.
+    """Return whether a pass may leave a parameter unused: experts, or a part for inputs other than text.
 
-    DistributedDataParallel must know; where it is told no and a parameter is left unread all the same, it raises an error.
+    DistributedDataParallel must know this; if it expects no unused parameter but there is one, it raises an error.
     """
     text = model.config.get_text_config()
     return text is not model.config or any("expert" in name for name in text.to_dict())
@@ -172,26 +175,27 @@ def may_leave_unused(model: Any) -> bool:
 
 
 def check_launch(grad_window: int | None = None) -> None:
-    """Raise ConfigError for a way of sharding that this trainer cannot do, or not with `train.grad_window`."""
+    """Raise ConfigError for a kind of sharding that this trainer does not support, at all or together with
+    `train.grad_window`."""
     if not _wants_fsdp():
         return
     if grad_window is not None:
         raise ConfigError(
-            "train.grad_window compares whole gradients, which no process has under FSDP2",
-            hint="leave train.grad_window out, or train with DDP",
+            "train.grad_window compares whole gradients, but under FSDP2 no process has them",
+            hint="leave train.grad_window out, or use DDP",
         )
     if os.environ.get("FSDP_VERSION", "1") != "2":
-        raise ConfigError("FSDP 1 is not supported", hint="fsdp_version: 2, see configs/accelerate/fsdp2.yaml")
+        raise ConfigError("FSDP 1 is not supported", hint="set fsdp_version: 2, see configs/accelerate/fsdp2.yaml")
     if os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING", "false").lower() == "true":
         raise ConfigError(
             "every process needs the weights before they are sharded",
-            hint="fsdp_cpu_ram_efficient_loading: false, see configs/accelerate/fsdp2.yaml",
+            hint="set fsdp_cpu_ram_efficient_loading: false, see configs/accelerate/fsdp2.yaml",
         )
 
 
 def shard_on_cpus_too(accelerator: Any) -> bool:
-    """Return whether FSDP is on. Between CPUs accelerate passes it over in silence, where FSDP2 itself works: switched
-    on here."""
+    """Return whether FSDP is on. On CPUs accelerate silently ignores it, although FSDP2 itself works there, so it is
+    switched on here."""
     from accelerate import DistributedType, FullyShardedDataParallelPlugin, PartialState
 
     state = accelerator.state
@@ -216,9 +220,10 @@ def is_sharded(model: Any) -> bool:
 
 
 def keep_head_whole(model: Any) -> None:
-    """Leave the output head's weight whole between a forward pass and its backward pass: the loss reads it there.
+    """Keep the output head's weight unsharded between a forward pass and its backward pass, because the loss reads it
+    there.
 
-    accelerate 1.15 does so by itself; in its earlier versions the head is part of the root's own group.
+    accelerate 1.15 does this by itself; in earlier versions the head is part of the root's own group.
     """
     if is_sharded(model):
         model.set_reshard_after_forward(False, recurse=False)
@@ -226,10 +231,10 @@ def keep_head_whole(model: Any) -> None:
 
 @contextlib.contextmanager
 def lockstep(model: Any) -> Iterator[None]:
-    """Forward passes without gradient of which each process makes as many as it needs to.
+    """Allow each process as many forward passes without gradient as it needs.
 
-    Before each pass of a sharded model a process tells the others; who is done makes empty passes for as long as another
-    one still has any.
+    Before each pass of a sharded model a process notifies the others; a process that is done makes empty passes as long
+    as another one still has work.
     """
     if not is_sharded(model):
         yield
@@ -250,7 +255,7 @@ def lockstep(model: Any) -> Iterator[None]:
 
 
 def _anyone(me: bool) -> bool:
-    """Return whether any process says yes."""
+    """Return whether the answer is yes in any process."""
     import torch
     import torch.distributed as dist
 
@@ -260,14 +265,14 @@ def _anyone(me: bool) -> bool:
 
 
 def local(parameter: Any) -> torch.Tensor:
-    """Return the values of a parameter that lie in this process, without gradient."""
+    """Return the part of a parameter's values that is in this process, without gradient."""
     values = parameter.detach()
     here: torch.Tensor = values.to_local() if hasattr(values, "to_local") else values
     return here
 
 
 def reshard(model: Any) -> None:
-    """Let go of every gathered weight, so that changed shards are gathered again."""
+    """Release every gathered weight, so that changed shards are gathered again."""
     from torch.distributed.fsdp import FSDPModule
 
     for module in model.modules():
@@ -276,7 +281,7 @@ def reshard(model: Any) -> None:
 
 
 def gather_head(model: Any) -> None:
-    """Gather the output head's weight again, as a forward pass leaves it."""
+    """Gather the output head's weight again, in the state after a forward pass."""
     from torch.distributed.fsdp import FSDPModule
 
     for module in (model, model.get_output_embeddings()):

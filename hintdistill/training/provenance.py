@@ -1,4 +1,4 @@
-"""Stored targets are checked before anything trains on them: same weights, same tokenizer and template."""
+"""Check stored targets before training: they must come from the same weights, tokenizer and template."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from hintdistill.core.errors import InputError
 from hintdistill.core.scores import TargetHead
 
 SPEAKS_OF = {"weights": "the teacher's weights", "renderer": "the tokenizer or the chat template"}
-"""Entry of `Target.versions` → what differs if it does."""
+"""Entry of `Target.versions` → what has changed if it differs."""
 
 
 def require_same(targets: Sequence[TargetHead], weights: str, renderer: str) -> None:
-    """Refuse targets that other weights or another tokenizer made, and those that do not say what made them.
+    """Refuse targets made by other weights or another tokenizer, and targets of unknown origin.
 
     Args:
-        weights: key of the weights whose views the targets are, `ModelKey.weights` of the teacher's folder.
+        weights: key of the weights that made the targets, `ModelKey.weights` of the teacher's folder.
         renderer: key of the student's tokenizer and template, `Renderer.key`.
 
     Raises:
-        InputError: names the first such target, how many there are, and the difference.
+        InputError: the message names the first such target, their number, and the difference.
     """
     for name, now in (("weights", weights), ("renderer", renderer)):
         other = [t for t in targets if t.versions.get(name) != now]
@@ -30,11 +30,11 @@ def require_same(targets: Sequence[TargetHead], weights: str, renderer: str) -> 
         about = (
             f"{SPEAKS_OF[name]} changed: {made} → {now}"
             if made
-            else f"it does not say which {name} made it ({now} are here)"
+            else f"it does not say which {name} made it (now: {now})"
         )
         raise InputError(
-            f"{len(other)} of {len(targets)} targets do not belong to this training, the first is {first.key} "
-            f"(trace {first.trace_id}, step {first.step}): {about}",
-            hint="score them again with this teacher and tokenizer: a fresh run folder, or the targets folder moved away and "
-            "--resume; or train the model they were made with",
+            f"{len(other)} of {len(targets)} targets do not belong to this training, for example "
+            f"{first.key} (trace {first.trace_id}, step {first.step}): {about}",
+            hint="score them again with this teacher and tokenizer, in a new run folder, or with --resume "
+            "after moving the targets folder away; or train the model they were made with",
         )

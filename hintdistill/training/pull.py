@@ -1,8 +1,10 @@
-"""How hard a hint's loss pulls at the student before any training: a bounded divergence can be flat where the student is sure.
+"""Measure how strongly a hint's loss pulls on the student before training: a bounded divergence can be flat where the
+student is certain.
 
-A step that is held (a twin) has no gradient where the student starts, and pushes back once a hint has moved it. A hint without a
-pull is never learned beside one, however much it weighs. JSD, skewed and reverse divergences have a gradient in proportion to the
-student's own probability of what is to be said; the forward KL does not.
+A held step (a twin) has no gradient at the initial student, and pushes back once a hint has moved it. A hint with
+almost no gradient is therefore never learned together with twins, however large its weight. The gradients of JSD,
+skewed and reverse divergences are proportional to the student's own probability of the hinted continuation; the forward
+KL's gradient is not.
 """
 
 from __future__ import annotations
@@ -15,15 +17,18 @@ from hintdistill.objectives.terms import BoundTerm
 from hintdistill.recipes import Term
 
 WEAK = 0.02
-"""Norm of a hint's gradient by the student's logits, nats, below which it stands no chance against what is held. The forward KL's is
-about 1 where teacher and student disagree; a JSD of .02 belongs to a student that gives the teacher's token about .003."""
+"""Norm of a hint's gradient with respect to the student's logits, in nats, below which held steps prevail. The forward
+KL's norm is about 1 if teacher and student disagree; for JSD, a norm of .02 means that the student gives the teacher's
+token a probability of about .003."""
 
 
 def pull_of(hint: Target, term: Term) -> float | None:
-    """Norm of the gradient of a term's divergence by the student's logits at the hint's decision token, nats.
+    """Return the norm of the gradient of a term's divergence with respect to the student's logits at the hint's
+    decision token, in nats.
 
-    The stored plain and hinted views are compared on their stored entries and the tail; targets of several views are not composed.
-    None if the hint changes nothing, and for divergences that compare no distributions.
+    The stored plain and hinted views are compared on their stored entries and the tail; targets made of several views
+    are not composed. The result is None if the hint changes nothing, and for divergences that do not compare
+    distributions.
     """
     if hint.decision is None or term.divergence.entry.reads != "distributions":
         return None

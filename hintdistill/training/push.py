@@ -1,6 +1,6 @@
-"""Publishing the student's folder on a hub: one setting (`train.push`) or one command away, and off by default.
+"""Publish the student's folder on a hub, by a setting (`train.push`) or a command; off by default.
 
-The hub is huggingface.co, or what HF_ENDPOINT names. Nothing but the student's folder is sent; no trace is in it.
+The hub is huggingface.co, or the one that HF_ENDPOINT names. Only the student's folder is sent; it contains no trace.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ def hub() -> str:
 
 
 def check_push(repository: str | None) -> None:
-    """Fail before anything is done on a push that could not succeed. None is no push.
+    """Raise an error before any work if a push could not succeed. None means no push.
 
     Raises:
-        ConfigError: the name is none a hub takes, or there is no token; the text says which host it would go to.
+        ConfigError: the hub does not accept the name, or there is no token; the message names the host.
     """
     if repository is None:
         return
@@ -36,25 +36,25 @@ def check_push(repository: str | None) -> None:
     try:
         validate_repo_id(repository)
     except ValueError as error:
-        raise ConfigError(f"train.push: {error}", hint="it names a repository, e.g. me/my-student") from None
+        raise ConfigError(f"train.push: {error}", hint="give the name of a repository, e.g. me/my-student") from None
     if not get_token():
         raise ConfigError(
-            f"the student is to be pushed to {repository} on {host}, and there is no token for it",
-            hint="`hf auth login` or HF_TOKEN; train.push=null keeps the student here",
+            f"the student should be pushed to {repository} on {host}, but there is no token for it",
+            hint="run `hf auth login` or set HF_TOKEN; train.push=null keeps the student here",
         )
 
 
 def push_student(student: Path, repository: str, private: bool = True) -> str:
-    """Upload the student's folder; returns the address of the commit. A repository that is not there is made, private
-    unless told otherwise. Names of this machine's folders do not leave: in their place stands `path/to/the/initial/model`.
+    """Upload the student's folder and return the address of the commit. A missing repository is created, private unless
+    told otherwise. Names of this machine's folders are not sent; `path/to/the/initial/model` replaces them.
 
     Raises:
         InputError: there is no student.
         ConfigError: see `check_push`.
-        ServiceError: the hub cannot be reached or refuses.
+        ServiceError: the hub cannot be reached or refuses the upload.
     """
     if not (student / "config.json").is_file():
-        raise InputError(f"no student at {student}", hint="`hintdistill train` makes one")
+        raise InputError(f"no student at {student}", hint="`hintdistill train` creates one")
     return upload(repository, _published(student), private, what="the student", where=student)
 
 
@@ -67,15 +67,15 @@ def upload(
     where: Path,
     dataset: bool = False,
 ) -> str:
-    """Upload files by their names there, each a path or its bytes; returns the address of the commit.
+    """Upload files by their names on the hub, each given as a path or as bytes; return the address of the commit.
 
     Args:
-        what: what is uploaded, for messages; `where` it is here.
-        dataset: whether the repository is one of data instead of a model's.
+        what: what is uploaded, for messages; `where`: its place on this machine.
+        dataset: whether the repository contains data instead of a model.
 
     Raises:
         ConfigError: see `check_push`.
-        ServiceError: the hub cannot be reached or refuses.
+        ServiceError: the hub cannot be reached or refuses the upload.
     """
     check_push(repository)
     from huggingface_hub import CommitOperationAdd, HfApi
@@ -88,19 +88,19 @@ def upload(
         commit = api.create_commit(name, added, commit_message=f"{said} of a hintdistill run", repo_type=kind)
     except Exception as error:
         raise ServiceError(
-            f"{urlsplit(hub()).hostname} did not take {what} for {repository}: {error}",
+            f"{urlsplit(hub()).hostname} did not accept {what} for {repository}: {error}",
             hint=f"{'they are' if what.endswith('s') else 'it is'} at {where}; `hintdistill push` tries again",
         ) from error
     return str(commit.commit_url)
 
 
 LOCAL_NAMES = frozenset({"base_model_name_or_path", "name_or_path", "_name_or_path", "base", "adapter"})
-"""Keys of a student's JSON files that may name a folder of this machine."""
+"""Keys of a student's JSON files that may name a folder on this machine."""
 
 
 def _published(student: Path) -> Iterator[tuple[str, str | bytes]]:
-    """Yield every file of the student's folder by its name there: its path, or its text where a folder's name was taken
-    out."""
+    """Yield every file of the student's folder by its name on the hub, as its path, or as text if a folder's name was
+    removed."""
     for path in sorted(p for p in student.rglob("*") if p.is_file() and p.name != CHECKSUMS):
         name = path.relative_to(student).as_posix()
         if path.name in ("adapter_config.json", "config.json", "hintdistill.json"):

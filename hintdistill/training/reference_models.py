@@ -1,4 +1,4 @@
-"""Models beside the student that a training step may read: the initial policy, an external teacher."""
+"""Models other than the student that a training step may read: the initial policy, an external teacher."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from hintdistill.rescoring.stored import by_key
 from hintdistill.training.rows import TraceRow, watch_rows
 
 MOST_HELD_OUT = 32
-"""Held-out findings that a gated teacher is read on, at most."""
+"""Largest number of held-out findings on which a gated teacher is evaluated."""
 
 
 @dataclass(frozen=True)
 class Others:
-    """What a recipe's views need beside the student; None if it needs no such thing."""
+    """Hold the models that a recipe's views need in addition to the student; a model that is not needed is None."""
 
     initial: Any = None
     external: Any = None
     heldout: Sequence[TraceRow] = ()
 
     def arguments(self) -> dict[str, Any]:
-        """As the trainer takes them."""
+        """Return these models as keyword arguments of the trainer."""
         return {"initial": self.initial, "external": self.external, "heldout": self.heldout}
 
     @classmethod
@@ -45,11 +45,11 @@ class Others:
         initial: Path | None,
         heldout: Sequence[Target],
     ) -> Others:
-        """Return what the recipe's in-step views read.
+        """Load the models that the recipe's in-step views read.
 
         Raises:
             ModelError: the external teacher cannot be loaded, or its tokenizer is not the student's.
-            EmptyFunnelError: a gated teacher, and no held-out finding to read it on.
+            EmptyFunnelError: the teacher is gated, and there is no held-out finding to evaluate it on.
         """
         recipe = config.effective_recipe
         views = recipe.used_views("hint").values() if config.target_source == "in_step" else ()
@@ -58,7 +58,8 @@ class Others:
         rows = watch_rows(by_key(heldout)[:MOST_HELD_OUT]) if gated else []
         if gated and not any(s.decision >= 0 for r in rows for s in r.slots):
             raise EmptyFunnelError(
-                f"a {gated[0]} teacher is refreshed when held-out findings are repaired, and there is none",
+                f"a {gated[0]} teacher is refreshed when held-out findings are repaired, but there is no "
+                "held-out finding",
                 hint="raise traces.holdout, or set train.recipe.teacher.update=periodic",
             )
         first = external = None
@@ -78,7 +79,8 @@ def _external(folder: Path, name: str | None, dtype: str, device: torch.device) 
         differ = sorted(set(own.items()) ^ set(theirs.items()), key=lambda x: x[1])
         token, at = differ[0]
         raise ModelError(
-            f"the teacher {name} has another tokenizer: {len(differ)} entries differ, the first is {token!r} (id {at})",
-            hint="token distributions can only be compared where the ids mean the same; take a model of the same family",
+            f"the teacher {name} has another tokenizer: {len(differ)} entries differ, for example {token!r} (id {at})",
+            hint="token distributions can be compared only if the ids have the same meaning; use a model of "
+            "the same family",
         )
     return load_model(teacher, pick_dtype(dtype, device, teacher), device).requires_grad_(False)

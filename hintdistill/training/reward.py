@@ -1,7 +1,9 @@
-"""Outcome rewards as training data: what each rollout's reward says of its steps, and the rows of the outcome-reward term.
+"""Outcome rewards as training data: what each rollout's reward means for its steps, and the rows of the outcome-reward
+term.
 
-The rollouts of one task in one round are a group; a rollout's advantage is its reward minus the group's mean. Every step of
-a rollout carries the rollout's advantage, and its tokens the log-probabilities they were sampled with.
+The rollouts of one task in one round are a group; a rollout's advantage is its reward minus the group's mean. Every
+step of a rollout carries the rollout's advantage, and its tokens carry the log-probabilities with which they were
+sampled.
 """
 
 from __future__ import annotations
@@ -23,14 +25,14 @@ from hintdistill.objectives.couplings import group_advantage
 
 Baseline = Literal["group", "round"]
 NOTHING = 1e-9
-"""An advantage up to this is rounding."""
+"""An advantage of at most this size is a rounding error."""
 PASSED = 0.5
 """A reward above this counts as a success in a group's accuracy."""
 
 
 @dataclass(frozen=True)
 class TraceOutcome:
-    """What the reward says of one rollout; the facts `reward`, `advantage` and `group_acc` of all its steps."""
+    """Hold what the reward says about one rollout: the facts `reward`, `advantage` and `group_acc` of all its steps."""
 
     reward: float
     advantage: float
@@ -38,50 +40,52 @@ class TraceOutcome:
     """Share of the group's rollouts that succeeded."""
     group_size: int
     group: str = ""
-    """The rollouts that it is compared with."""
+    """The rollouts with which it is compared."""
     perplexities: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    """By fact (`rollout_ppl_S`, `rollout_ppl_T`), this rollout's own and those of its group's rollouts that ended alike, NaN behind."""
+    """By fact (`rollout_ppl_S`, `rollout_ppl_T`): this rollout's value, and those of the rollouts in its group with the
+    same outcome, padded with NaN."""
 
     @property
     def pulls(self) -> bool:
-        """Whether it was better or worse than its group."""
+        """Return whether it was better or worse than its group."""
         return abs(self.advantage) > NOTHING
 
     @property
     def passed(self) -> bool:
-        """Whether it counts as a success."""
+        """Return whether it counts as a success."""
         return self.reward > PASSED
 
 
 @dataclass(frozen=True)
 class OutcomeRow:
-    """One sampled step of a rollout: C context tokens, T sampled ones."""
+    """Hold one sampled step of a rollout: C context tokens, T sampled ones."""
 
     key: str
     trace_id: str
     step: int
     ids: torch.Tensor
-    """int64 [C + T]: context and step, no hint; a view of a later step's, where that begins with it."""
+    """int64 [C + T]: context and step without a hint; shared with a later step whose sequence begins with it."""
     length: int
     """T"""
     behaviour: torch.Tensor
     """float32 [T]: log-probability of each token when it was sampled, temperature 1."""
     advantage: float
     weight: float
-    """What Σ_t ℓ_t is multiplied by, so that the mean over all rows is the mean over all tokens, those of rollouts without an
-    advantage included; fixed here, so that eight rows at once and eight accumulated give one gradient."""
+    """Factor of Σ_t ℓ_t, chosen so that the mean over all rows is the mean over all tokens, including tokens of
+    rollouts without an advantage; it is fixed here, so that eight rows at once and eight accumulated rows give the same
+    gradient."""
 
 
 @dataclass(frozen=True)
 class OutcomeData:
-    """What a training knows of how its rollouts ended."""
+    """Hold what a training knows about the outcomes of its rollouts."""
 
     outcomes: Mapping[str, TraceOutcome] = field(default_factory=dict)
-    """By trace id: the facts of a recipe that reads rewards."""
+    """The facts by trace id, for a recipe that uses rewards."""
     rows: Sequence[OutcomeRow] = ()
-    """What the outcome-reward term trains on, for a recipe whose coupling is additive."""
+    """The rows of the outcome-reward term, for a recipe whose coupling is additive."""
     key: str | None = None
-    """Content key of all that this was made from."""
+    """Content key of all inputs."""
 
 
 NO_OUTCOME = OutcomeData()
@@ -90,28 +94,29 @@ NO_OUTCOME = OutcomeData()
 def trace_outcomes(
     traces: Sequence[Trace], baseline: Baseline = "group", normalise: bool = False, *, advantage_needed: bool = True
 ) -> dict[str, TraceOutcome]:
-    """Reward and advantage of every rollout, by trace id.
+    """Return the reward and advantage of every rollout, by trace id.
 
     Args:
-        baseline: `group`: the mean over rollouts of the same task; one that is alone learns nothing. `round`: the mean over
-            all rollouts given, for rounds that play each task once.
-        normalise: divide by the standard deviation of the group (GRPO), which weighs groups of like rollouts up.
-        advantage_needed: whether there is nothing to learn if no rollout is better or worse than its group.
+        baseline: `group` is the mean over rollouts of the same task, so that a single rollout has no advantage. `round`
+            is the mean over all given rollouts, for rounds that play each task once.
+        normalise: divide by the standard deviation of the group (GRPO), which gives groups with similar rewards more
+            weight.
+        advantage_needed: whether it is an error if no rollout is better or worse than its group.
 
     Raises:
-        InputError: a trace has no reward, or two have the same id; names it and what to do.
-        EmptyFunnelError: no advantage is other than zero, and what to do about it.
+        InputError: a trace has no reward, or two have the same id; the message names it and a remedy.
+        EmptyFunnelError: every advantage is zero; the message names a remedy.
     """
     without = [t for t in traces if t.reward is None or not math.isfinite(t.reward)]
     if without:
         raise InputError(
-            f"trace {without[0].id} has the reward {without[0].reward}, as {len(without) - 1} others of {len(traces)} have "
-            "none; the outcome term needs one on every trace",
-            hint="give every trace a number under `reward` (docs/traces.md), leave those without one out, or train without an "
-            "outcome: train.recipe.coupling.kind=none, or a recipe that reads no reward",
+            f"trace {without[0].id} has the reward {without[0].reward}, and {len(without) - 1} others "
+            f"of {len(traces)} traces have none either; the outcome term needs a reward on every trace",
+            hint="give every trace a number under `reward` (docs/traces.md), remove traces without one, or "
+            "train without an outcome: train.recipe.coupling.kind=none, or a recipe that uses no reward",
         )
     if twice := [i for i, n in Counter(t.id for t in traces).items() if n > 1]:
-        raise InputError(f"two traces are called {twice[0]}")
+        raise InputError(f"two traces have the id {twice[0]}")
     groups = [t.task_id or t.id if baseline == "group" else "all" for t in traces]
     rewards = torch.tensor([float(t.reward or 0.0) for t in traces])
     advantages = group_advantage(rewards, groups, normalise=normalise).tolist()
@@ -119,10 +124,10 @@ def trace_outcomes(
         alone = baseline == "group" and len(set(groups)) == len(groups)
         raise EmptyFunnelError(
             f"no advantage among {len(traces)} rollouts: "
-            + ("each task was played once" if alone else "all rewards are alike"),
+            + ("each task was played only once" if alone else "all rewards are equal"),
             hint="set rollout.sample.per_task to 4 or more, or train.outcome.baseline=round"
             if alone
-            else "the outcome term has nothing to learn from here; tasks that sometimes succeed would do",
+            else "the outcome term needs tasks that sometimes succeed",
         )
     sizes, passed = Counter(groups), Counter(g for g, r in zip(groups, rewards.tolist(), strict=True) if r > PASSED)
     return {
@@ -133,14 +138,15 @@ def trace_outcomes(
 
 @dataclass
 class SampledLikelihood:
-    """How likely a rollout's scored tokens were when they were sampled: sums of log-probabilities, nats."""
+    """Sum up the log-probabilities with which a rollout's scored tokens were sampled, in nats."""
 
     student: float = 0.0
     teacher: float = 0.0
     tokens: int = 0
 
     def add(self, target: Target, carried: np.ndarray) -> None:
-        """Count the tokens of a step that carry loss (bool [T]): the sampler's word for them, or without it the initial policy's."""
+        """Add the tokens of a step that have loss (bool [T]), with the sampler's log-probabilities if recorded, or else
+        the initial policy's."""
         then = target.sampler_logprobs if len(target.sampler_logprobs) else target.plain_sampled
         self.student += float(then[carried].sum())
         self.teacher += float(target.teacher_sampled[carried].sum())
@@ -150,9 +156,10 @@ class SampledLikelihood:
 def with_perplexities(
     outcomes: Mapping[str, TraceOutcome], likelihoods: Mapping[str, SampledLikelihood]
 ) -> dict[str, TraceOutcome]:
-    """Outcomes that know the perplexities of their own set: the rollouts of a group that ended alike (SCOPE's dual path).
+    """Return outcomes with the perplexities of their own set: the rollouts of a group with the same outcome (SCOPE's
+    dual path).
 
-    A rollout none of whose tokens carry loss belongs to no set.
+    A rollout without any token that has loss belongs to no set.
     """
     sets: dict[tuple[str, bool], list[str]] = {}
     for trace_id in likelihoods:
@@ -174,14 +181,14 @@ def with_perplexities(
 
 
 def sampled_steps(trace: Trace, left_out: Counter[str]) -> list[int]:
-    """Return every step that the student sampled by itself, with ids and log-probabilities; the others are counted by
-    reason.
+    """Return every step that the student sampled by itself, with ids and log-probabilities; the other steps are counted
+    by reason.
 
-    `not_sampled`: given, or sampled under a hint; `unrecorded`: without ids or log-probabilities; `filtered_logprobs`: its
-    log-probabilities are of another distribution than the model's own (`Message.logprobs_of`).
+    `not_sampled`: given, or sampled under a hint; `unrecorded`: without ids or log-probabilities; `filtered_logprobs`:
+    the log-probabilities do not refer to the model's own distribution (`Message.logprobs_of`).
 
     Raises:
-        InputError: as many ids as log-probabilities are not recorded at a step.
+        InputError: a step has different numbers of recorded ids and log-probabilities.
     """
     found = []
     for k in range(len(trace.step_indices)):
@@ -194,7 +201,8 @@ def sampled_steps(trace: Trace, left_out: Counter[str]) -> list[int]:
             left_out["filtered_logprobs"] += 1
         elif len(message.token_ids) != len(message.logprobs):
             raise InputError(
-                f"trace {trace.id}, step {k}: {len(message.token_ids)} ids, {len(message.logprobs)} log-probs"
+                f"trace {trace.id}, step {k} has {len(message.token_ids)} token ids, but "
+                f"{len(message.logprobs)} log-probabilities"
             )
         else:
             found.append(k)
@@ -202,7 +210,7 @@ def sampled_steps(trace: Trace, left_out: Counter[str]) -> list[int]:
 
 
 def require_pulling(traces: Sequence[Trace], outcomes: Mapping[str, TraceOutcome]) -> None:
-    """Raise EmptyFunnelError if no sampled step has an advantage; renders nothing."""
+    """Raise EmptyFunnelError if no sampled step has an advantage; nothing is rendered."""
     left_out: Counter[str] = Counter()
     found = [(t, sampled_steps(t, left_out)) for t in traces]
     if not any(steps and outcomes[t.id].pulls for t, steps in found):
@@ -212,14 +220,16 @@ def require_pulling(traces: Sequence[Trace], outcomes: Mapping[str, TraceOutcome
 def outcome_rows(
     traces: Sequence[Trace], outcomes: Mapping[str, TraceOutcome], renderer: Renderer
 ) -> tuple[list[OutcomeRow], dict[str, int]]:
-    """Return a row for every sampled step of a rollout with an advantage, and how many steps make none, by reason.
+    """Return a row for every sampled step of a rollout with an advantage, and the number of steps without a row, by
+    reason.
 
-    Steps that were not sampled from the student alone (given ones, ones sampled under a hint) and steps without recorded ids
-    and log-probabilities make no row: `not_sampled`, `unrecorded`. Rollouts at their group's mean pull nowhere: `no_advantage`.
+    Steps that were not sampled from the student alone (given, or sampled under a hint) and steps without recorded ids
+    and log-probabilities have no row: `not_sampled`, `unrecorded`. Steps of rollouts at their group's mean have none
+    either: `no_advantage`.
 
     Raises:
-        InputError: as many ids as log-probabilities are not recorded at a step.
-        EmptyFunnelError: no step can be used.
+        InputError: a step has different numbers of recorded ids and log-probabilities.
+        EmptyFunnelError: no step is usable.
     """
     rows: list[OutcomeRow] = []
     tokens, left_out = 0, Counter[str]()
@@ -254,5 +264,5 @@ def _nothing_pulls(left_out: Mapping[str, int]) -> EmptyFunnelError:
     reasons = ", ".join(f"{n} {r}" for r, n in left_out.items() if n)
     return EmptyFunnelError(
         f"no step for the outcome term ({reasons or 'no rollout with an advantage has a sampled step'})",
-        hint="rollouts keep ids and log-probabilities; traces from elsewhere may not",
+        hint="this toolkit's rollouts record ids and log-probabilities; traces from elsewhere may lack them",
     )

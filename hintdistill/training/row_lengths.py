@@ -1,4 +1,5 @@
-"""How long the rows are that training would make of injections and anchors, from their ids alone. Torch-free."""
+"""Compute, from ids alone, how long the rows will be that training makes of injections and anchors. This module does
+not import torch."""
 
 from __future__ import annotations
 
@@ -23,27 +24,28 @@ Ids = Sequence[int] | np.ndarray
 
 @dataclass(frozen=True)
 class RowLength:
-    """One training row: a trace, cut after its last scored token, with all its injections and anchors."""
+    """Describe one training row: a trace, cut after its last scored token, with all its injections and anchors."""
 
     trace_id: str
     tokens: int
-    """What the student reads with gradient. The last scored token itself is read by nobody."""
+    """Number of tokens that the student reads with gradient. The last scored token itself is not read."""
     scored: int
-    """Positions that carry a loss."""
+    """Number of positions that have a loss."""
     hinted: int = 0
-    """Positions of those with a hinted view."""
+    """Number of these positions that have a hinted view."""
     branches: tuple[tuple[int, int], ...] = ()
-    """(position at which it leaves the trace, tokens) of each hint with its step: what an in-step teacher reads."""
+    """For each hint with its step: the position at which it leaves the trace, and its number of tokens; an in-step
+    teacher reads them."""
 
     @property
     def branch_tokens(self) -> int:
-        """Tokens of all branches."""
+        """Return the number of tokens in all branches."""
         return sum(n for _, n in self.branches)
 
 
 @dataclass(frozen=True)
 class StepIds:
-    """One injection or anchor, as ids: what a row is made of."""
+    """Hold the ids of one injection or anchor, from which rows are made."""
 
     trace_id: str
     context: Ids
@@ -56,8 +58,8 @@ class StepIds:
 def row_lengths(slots: Iterable[StepIds]) -> list[RowLength]:
     """Return the rows of these slots, in order of appearance.
 
-    Slots of one trace share a row where one's tokens begin another's. A template that rewrites history gives a trace
-    several rows.
+    Slots of one trace share a row if the tokens of one are a prefix of the other's. A template that rewrites history
+    gives a trace several rows.
     """
     by_trace: dict[str, list[StepIds]] = {}
     for slot in slots:
@@ -78,7 +80,7 @@ def row_lengths(slots: Iterable[StepIds]) -> list[RowLength]:
 
 
 def trained_lengths(targets: Sequence[Target], config: TrainSection, outcome: OutcomeData) -> list[RowLength]:
-    """Return the rows that training would make of stored targets, as lengths."""
+    """Return the lengths of the rows that training would make of stored targets."""
     from hintdistill.rescoring.stored import by_key
     from hintdistill.training.rows import build_rows
 
@@ -98,12 +100,12 @@ def _length(plan: RowPlan) -> RowLength:
 
 
 def of_outcome(outcome: OutcomeData) -> list[StepIds]:
-    """Return what the steps with an outcome take of them."""
+    """Return the part of them that belongs to steps with an outcome."""
     return [StepIds(r.trace_id, r.ids[: -r.length].numpy(), r.ids[-r.length :].numpy()) for r in outcome.rows]
 
 
 def micro_batches(lengths: Sequence[int], train: TrainSection, seed: int) -> list[list[int]]:
-    """List the indices of the rows of each micro-batch of a whole training, in the order in which the trainer reads them."""
+    """Return the row indices of each micro-batch of a whole training, in the order in which the trainer reads them."""
     from hintdistill.training.rows import LengthSampler
 
     each = train.micro_batch_size or train.batch_size
@@ -128,7 +130,8 @@ def _row(trace_id: str, trunk: np.ndarray, held: Sequence[StepIds]) -> RowLength
 
 
 def row_operations(shape: ModelShape, row: RowLength, train: TrainSection, *, in_step: bool) -> float:
-    """Count the floating-point operations of training on a row once, its branches included where views are made in the step."""
+    """Count the floating-point operations of training on a row once, including its branches if views are made in the
+    step."""
     own = train_operations(
         shape,
         row.tokens,
@@ -145,8 +148,9 @@ def train_operations(
 ) -> float:
     """Count the operations of a student's pass with its backward pass.
 
-    Backward: 4 per body parameter and token (2 if the weights are frozen beside adapters), 2.5 times the attention's
-    forward; the head once more for hidden states, and once more for its own gradient. Checkpointing adds a forward pass.
+    Backward: 4 per body parameter and token (2 if the weights are frozen under adapters), 2.5 times the attention's
+    forward pass; the head once more for hidden states, and once more for its own gradient. Checkpointing adds a forward
+    pass.
     """
     attention = 4.0 * shape.query_width * shape.layers * keys
     forward = 2.0 * shape.body * tokens + attention

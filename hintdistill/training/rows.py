@@ -1,19 +1,21 @@
-"""Targets → training rows: whole traces with all their accepted injections, and static weights.
+"""Turn targets into training rows: whole traces with all their accepted injections, and static weights.
 
-A row is the student's own sequence of one trace, cut after the last scored token; its slots are the steps that carry loss:
-hints, anchors, and for an additive outcome reward every sampled step of a rollout that was better or worse than its group.
-One student pass reads the row once and covers all of them. Where a template rewrote history, a trace makes several rows; its
-twins have other contexts and hence rows of their own, one for all twins of a trace that share an edited context.
+A row is the student's own sequence of one trace, cut after the last scored token. Its slots are the steps that carry
+loss: hints, anchors, and for an additive outcome reward every sampled step of a rollout that was better or worse than
+its group. One student pass reads the row once and covers all of them. If a template rewrote history, a trace makes
+several rows. Its twins have other contexts and hence separate rows, one for all twins of a trace that share an edited
+context.
 
-A batch's loss is the mean over its slots of `coef · Σ_t weight_t · W_t · ℓ_t`, summed over the recipe's terms. Weights are per
-slot: the static weights of a term (loss span and normaliser) sum to 1 over the tokens of a slot (`per_row`) or do so on average
-over the term's slots (otherwise), whatever the other terms have. So a term's total is `coef` times its number of slots, a
-single anchor among 49 hints weighs as one anchor, and more hints do not change what an anchor weighs. The static weights are
-fixed over the data set before training starts, so that eight rows at once and eight rows accumulated give the same gradient;
-what a recipe weighs by the views themselves (W) is applied on top.
+A batch's loss is the mean over its slots of `coef · Σ_t weight_t · W_t · ℓ_t`, summed over the recipe's terms. Weights
+are per slot: the static weights of a term (loss span and normaliser) sum to 1 over the tokens of a slot (`per_row`), or
+on average over the term's slots (otherwise), independently of other terms. A term's total is therefore `coef` times its
+number of slots: a single anchor among 49 hints has the weight of one anchor, and more hints do not change the weight of
+an anchor. The static weights are fixed over the data set before training starts, so that eight rows at once and eight
+accumulated rows give the same gradient; weights that depend on the views themselves (W) are multiplied on top.
 
-An additive outcome reward is the exception, because its coupling mixes two means by a share: the reward is the mean over the
-outcome slots and the terms are the mean over all other slots, so each side's weights make up for the slots of the other.
+An additive outcome reward is the exception, because its coupling mixes two means in a fixed proportion: the reward is
+the mean over the outcome slots and the terms are the mean over all other slots, so each side's weights compensate for
+the slots of the other.
 """
 
 from __future__ import annotations
@@ -44,32 +46,35 @@ from hintdistill.training.reward import (
 from hintdistill.training.slots import Slot, loss_weights, slot_of_outcome, slot_of_target
 
 CACHE_BYTES = 64 << 20
-"""Bytes of the rows that were read last and are kept; at least one row is."""
+"""Size in bytes of the cache of rows read last; at least one row is cached."""
 
 
 @dataclass(frozen=True)
 class TraceRow:
-    """One trace to train on."""
+    """Hold one trace to train on."""
 
     key: str
-    """The trace's id; where history was rewritten, with the number of the row. Of a twin's row the id and `~twin`."""
+    """The trace's id; if history was rewritten, followed by the row's number. The key of a twin's row is the id and
+    `~twin`."""
     ids: torch.Tensor
-    """int64 [L]: the student's own tokens, no hint, up to the last scored one."""
+    """int64 [L]: the student's own tokens without a hint, up to the last scored one."""
     slots: tuple[Slot, ...]
 
     def hinted(self, slot: Slot) -> torch.Tensor:
-        """int64: what a teacher reads for a slot, up to the slot's last token; without a hint the plain sequence."""
+        """Return int64: the tokens that a teacher reads for a slot, up to the slot's last token; without a hint, the
+        plain sequence."""
         stop = slot.start + slot.length
         return torch.cat([self.ids[: slot.insert_at], slot.block, self.ids[slot.insert_at : stop]])
 
     def plain(self, slot: Slot) -> torch.Tensor:
-        """int64: what the student read for a slot, up to the slot's last token."""
+        """Return int64: the tokens that the student read for a slot, up to the slot's last token."""
         return self.ids[: slot.start + slot.length]
 
     def read(self, slot: Slot, context: str) -> torch.Tensor:
-        """int64: what a view with this context reads for a slot: `plain`, `hint`, or one of the slot's further contexts.
+        """Return int64: the tokens that a view with this context reads for a slot: `plain`, `hint`, or one of the
+        slot's further contexts.
 
-        Raises InputError: the slot has no such context; names it.
+        Raises InputError, naming the slot, if it has no such context.
         """
         if context == "plain":
             return self.plain(slot)
@@ -77,29 +82,31 @@ class TraceRow:
             return self.hinted(slot)
         if context not in slot.views:
             raise InputError(
-                f"{slot.key}: the target has no context `{context}`, which the recipe reads; it was made under another recipe",
-                hint="start a new run folder, or --resume with train.recipe, so that contexts are made again",
+                f"{slot.key}: the target has no context `{context}`, which the recipe needs; it was made "
+                "under another recipe",
+                hint="start a new run folder, or use --resume with train.recipe, so that contexts are made again",
             )
         at, block = slot.views[context]
         return torch.cat([self.ids[:at], block, self.ids[at : slot.start + slot.length]])
 
 
 class RowDataset(Dataset[TraceRow]):
-    """Rows in a fixed order; at the end, what is in for a row where several processes read equally many."""
+    """Hold rows in a fixed order, followed by stand-in rows if several processes must read equally many."""
 
     def __init__(self, rows: Sequence[TraceRow], multiple: int = 1) -> None:
-        """Filled up to a multiple of `multiple` with rows of two tokens and no slot: no loss, and nothing counted."""
+        """Fill up to a multiple of `multiple` with rows of two tokens and no slot, which have no loss and are not
+        counted."""
         self.rows, self.fill = rows, -len(rows) % multiple
         self.sampler: LengthSampler | None = None
 
     def set_epoch(self, epoch: int) -> None:
-        """Hand the epoch on to the sampler: of a run taken up by several processes, accelerate reaches the data set only."""
+        """Pass the epoch on to the sampler: when several processes resume a run, accelerate calls only the data set."""
         if self.sampler is not None:
             self.sampler.set_epoch(epoch)
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of each row."""
+        """Return the number of tokens of each row."""
         return self.rows.lengths if isinstance(self.rows, Rows) else [len(r.ids) for r in self.rows]
 
     def __len__(self) -> int:
@@ -110,17 +117,19 @@ class RowDataset(Dataset[TraceRow]):
 
 
 class LengthSampler(Sampler[int]):
-    """A fresh order of the rows for each epoch, in which the rows of one optimiser step are sorted by length.
+    """Draw a new order of the rows for each epoch, and sort the rows of one optimiser step by length.
 
-    So the micro-batches of a step hold rows of like length, while which rows meet in a step stays random.
+    The micro-batches of a step thus contain rows of similar length, while the selection of rows for a step stays
+    random.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, fill: int = 0) -> None:
-        """`batch_size`: rows of one optimiser step, over all processes; `fill`: stand-ins after the rows, read last."""
+        """Store the arguments; `batch_size` counts the rows of one optimiser step over all processes; `fill` counts
+        stand-ins after the rows, which are read last."""
         self.lengths, self.batch_size, self.seed, self.fill, self.epoch = list(lengths), batch_size, seed, fill, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Epoch, from 0; the Trainer calls it, on a resumed run too."""
+        """Set the epoch, counted from 0; the Trainer calls this, also in a resumed run."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -134,21 +143,22 @@ class LengthSampler(Sampler[int]):
 
 
 def build_rows(targets: Sequence[Target], config: TrainSection, outcome: OutcomeData = NO_OUTCOME) -> Rows:
-    """Rows of accepted targets; the weights of each term are per slot, see the module's docstring.
+    """Return the rows of accepted targets; the weights of each term are per slot, see the module's docstring.
 
-    Targets that no term of the recipe reads make no slot: those of a kind it has no term for, and anchors on which the
-    initial policy wavered at every token. All targets are read once here, part by part, and their arrays let go again.
+    Targets that no term of the recipe uses make no slot: targets of a kind without a term, and anchors on which the
+    initial policy was uncertain at every token. All targets are read once here, part by part, and their arrays are
+    released again.
 
     Args:
-        outcome: how the traces ended, for a recipe that reads it.
+        outcome: the outcomes of the traces, for a recipe that uses them.
 
     Raises:
-        InputError: a sampled step has not as many recorded log-probabilities as tokens, or a stored row cannot be a
-            target; names it.
+        InputError: a sampled step has different numbers of recorded log-probabilities and tokens, or a stored row
+            cannot be a target; the message names it.
     """
     for row in outcome.rows:
         if len(row.behaviour) != row.length:
-            raise InputError(f"{row.key}: {len(row.behaviour)} log-probabilities of {row.length} sampled tokens")
+            raise InputError(f"{row.key}: {len(row.behaviour)} log-probabilities for {row.length} sampled tokens")
     weighing = Weighing(config, outcome)
     lengths = [a + b for a, b in extents(targets)]
     layout = _Layout(targets, lengths, outcome.rows)
@@ -165,7 +175,7 @@ def build_rows(targets: Sequence[Target], config: TrainSection, outcome: Outcome
 
 
 class Weighing:
-    """The static weights of slots: what is fixed over the whole data set, and each slot's from that."""
+    """Compute the static weights of slots: first what is fixed over the whole data set, then each slot's weights."""
 
     def __init__(self, config: TrainSection, outcome: OutcomeData = NO_OUTCOME) -> None:
         self.terms, self.outcome = config.effective_recipe.terms, outcome
@@ -176,17 +186,18 @@ class Weighing:
         self._members: dict[str, tuple[int, float]] = {}
 
     def raw(self, target: Target) -> dict[str, np.ndarray]:
-        """Weights by term before normalisation, float32 [T] each, of the terms that read this kind of target."""
+        """Return the weights by term before normalisation, float32 [T] each, for the terms that use this kind of
+        target."""
         return {n: loss_weights(target, term) for n, term in self.terms.items() if term.rows == target.kind}
 
     def hear(self, target: Target, raw: Mapping[str, np.ndarray]) -> None:
-        """Take up how likely a hint's step was when it was sampled, where the recipe knows how its rollout ended."""
+        """Add the probability with which a hint's step was sampled, if the recipe uses the outcome of its rollout."""
         if target.kind == "hint" and target.trace_id in self.outcome.outcomes:
             carried = np.any(np.stack([w != 0 for w in raw.values()]), axis=0)
             self._likelihoods.setdefault(target.trace_id, SampledLikelihood()).add(target, carried)
 
     def settle(self, sums: Sequence[Mapping[str, float]]) -> None:
-        """Take the sums of every slot's raw weights by term, of those terms that weigh any of its tokens."""
+        """Add up the sums of every slot's raw weights by term, for the terms that weight any of its tokens."""
         self._outcomes = with_perplexities(self.outcome.outcomes, self._likelihoods)
         # terms and reward are a mean each over slots of their own
         self._slots = len(sums) + len(self.outcome.rows)
@@ -211,7 +222,7 @@ class Weighing:
 
 
 def watch_rows(targets: Sequence[Target]) -> list[TraceRow]:
-    """Rows of steps that are looked at and never trained on: their slots carry no weight."""
+    """Return the rows of steps that are watched and never trained on; their slots have no weight."""
     layout = _Layout(targets, [a + b for a, b in extents(targets)])
     for i, target in by_part(targets):
         layout.read(i, target)
@@ -220,44 +231,46 @@ def watch_rows(targets: Sequence[Target]) -> list[TraceRow]:
 
 @dataclass(frozen=True)
 class Member:
-    """A slot before its arrays are read."""
+    """Describe a slot before its arrays are read."""
 
     source: int
-    """Number of its target; behind the targets, of its outcome row."""
+    """Index of its target; indices after the targets refer to outcome rows."""
     key: str
     kind: str
-    """`hint`, `anchor`, or another kind that a term names as its `rows`; `outcome` for a step that the reward alone trains."""
+    """`hint`, `anchor`, or another kind that a term names as its `rows`; `outcome` for a step that only the reward
+    trains."""
     start: int
     length: int
     insert_at: int = 0
     block: int = 0
-    """Tokens of the hint."""
+    """The tokens of the hint."""
     views: tuple[str, ...] = ()
-    """Further contexts that have tokens, by name."""
+    """Further contexts that contain tokens, by name."""
 
 
 @dataclass(frozen=True)
 class RowPlan:
-    """A row before its arrays are read."""
+    """Describe a row before its arrays are read."""
 
     key: str
     trace_id: str
     length: int
-    """Tokens."""
+    """Number of tokens."""
     trunk: int
-    """The source whose sequence is the row."""
+    """The source whose sequence forms the row."""
     members: tuple[Member, ...]
 
 
 class _Layout:
-    """Which slots share a row: those of one trace, wherever one's sequence begins the other's, token for token.
+    """Decide which slots share a row: slots of one trace, if the sequence of one begins with the other's, token for
+    token.
 
-    Sequences are read once, in any order. Of each only fingerprints are kept, of its beginnings as long as the other
-    sequences of its trace: two that agree there are the same tokens.
+    Sequences are read once, in any order. Only fingerprints of each are kept, of its prefixes as long as the other
+    sequences of its trace; prefixes with equal fingerprints have the same tokens.
     """
 
     def __init__(self, targets: Sequence[Target], lengths: Sequence[int], outcomes: Sequence[OutcomeRow] = ()) -> None:
-        """`lengths`: tokens of each target's context and step."""
+        """Store the arguments; `lengths` are the numbers of tokens of each target's context and step."""
         self._traces = [h.trace_id for h in heads(targets)] + [r.trace_id for r in outcomes]
         self._lengths = [*lengths, *(len(r.ids) for r in outcomes)]
         self._cuts: dict[str, set[int]] = {}
@@ -269,7 +282,7 @@ class _Layout:
             self._add(Member(i, row.key, "outcome", len(row.ids) - row.length, row.length), row.ids.numpy())
 
     def read(self, number: int, target: Target) -> None:
-        """Take a target up."""
+        """Add a target."""
         start, block = len(target.context_ids), len(target.block_ids)
         # without a hint nothing is inserted, wherever that would be
         at = target.insert_at if block else start
@@ -286,7 +299,7 @@ class _Layout:
         self._prints[member.source] = prints
 
     def plans(self, chosen: Iterable[int]) -> list[RowPlan]:
-        """Return the rows of these targets and of all outcomes, traces in the order in which they appear."""
+        """Return the rows of these targets and of all outcomes, with traces in order of appearance."""
         outcomes = [i for i, m in self._members.items() if m.kind == "outcome"]
         by_trace: dict[str, list[int]] = {}
         for i in [*sorted(chosen), *sorted(outcomes)]:
@@ -313,25 +326,26 @@ class _Layout:
 
 
 class Rows(Sequence[TraceRow]):
-    """Rows in a fixed order. A row's arrays are read when it is asked for, and those of the last few are kept."""
+    """Hold rows in a fixed order. A row's arrays are read on access, and the latest rows are cached."""
 
     def __init__(self, plans: Sequence[RowPlan], targets: Sequence[Target], weighing: Weighing | None) -> None:
-        """Without `weighing` slots carry no weight."""
+        """Store the arguments; without `weighing`, slots have no weight."""
         self.plans, self._targets, self._weighing = list(plans), targets, weighing
         self._kept: OrderedDict[int, TraceRow] = OrderedDict()
         self._kept_bytes = 0
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of each row; reads nothing."""
+        """Return the number of tokens of each row without reading any."""
         return [p.length for p in self.plans]
 
     def number_of(self, kind: str) -> int:
-        """Return the number of slots of a kind; reads nothing."""
+        """Return the number of slots of a kind without reading any row."""
         return sum(m.kind == kind for p in self.plans for m in p.members)
 
     def contexts(self) -> dict[str, int]:
-        """Count the hint slots whose teacher reads tokens that the student does not, by the context's name; reads nothing."""
+        """Count the hint slots whose teacher reads tokens that the student does not, by the context's name, without
+        reading any row."""
         hints = [m for p in self.plans for m in p.members if m.kind == "hint"]
         further = Counter(name for m in hints for name in m.views)
         return {"hint": sum(m.block > 0 for m in hints), **dict(sorted(further.items()))}
@@ -378,7 +392,7 @@ class Rows(Sequence[TraceRow]):
 
 
 def _nbytes(row: TraceRow) -> int:
-    """Bytes of a row's largest tensors."""
+    """Return the number of bytes of a row's largest tensors."""
     each = [t for s in row.slots for t in (s.support_ids, s.target, s.plain, s.sampled, *s.weights.values())]
     return sum(t.nbytes for t in [row.ids, *each])
 

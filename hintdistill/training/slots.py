@@ -1,4 +1,4 @@
-"""A slot: one step of a row that carries loss, made of a stored target or of a sampled step of a rollout."""
+"""A slot: one step of a row that carries loss, made from a stored target or from a sampled step of a rollout."""
 
 from __future__ import annotations
 
@@ -17,76 +17,79 @@ from hintdistill.recipes import Term
 from hintdistill.training.reward import PASSED, OutcomeData, OutcomeRow, TraceOutcome
 
 ACTION = "action"
-"""The loss span that leaves a step's reasoning out."""
+"""The loss span that excludes a step's reasoning."""
 REWARD = "reward"
-"""Name under which an outcome slot has its weights."""
+"""Name of an outcome slot's weights."""
 
 
 @dataclass(frozen=True)
 class Slot:
-    """One step of a row that carries loss: T scored tokens, K kept entries."""
+    """Hold one step of a row that carries loss: T scored tokens, K kept entries."""
 
     key: str
     kind: str
-    """`hint`, `anchor`, or another kind that a term names as its `rows`; `outcome` for a step that the reward alone trains."""
+    """`hint`, `anchor`, or another kind that a term names as its `rows`; `outcome` for a step that only the reward
+    trains."""
     start: int
     """Position of the step's first token in the row."""
     length: int
     """T"""
     insert_at: int
-    """Position in the row at which the hint's tokens stand for the teacher."""
+    """Position in the row at which the teacher's sequence has the hint's tokens."""
     block: torch.Tensor
     """int64 [H]: the hint's tokens; empty for an anchor."""
     sampled: torch.Tensor
     """int64 [T]: the step's tokens."""
     weights: dict[str, torch.Tensor]
-    """float32 [T] by term: its loss span, normalised over all slots; of an outcome slot by `REWARD`, one number throughout."""
+    """float32 [T] by term: its loss span, normalised over all slots; for an outcome slot under `REWARD`, the same
+    number for all tokens."""
     span: tuple[int, int]
-    """Quoted tokens, half-open."""
+    """Half-open range of the quoted tokens."""
     support_ids: torch.Tensor
-    """int64 [T, K], -1 pads; K is 0 of an outcome slot, which has no target."""
+    """int64 [T, K], padded with -1; K is 0 for an outcome slot, which has no target."""
     target: torch.Tensor
     """float32 [T, K+1]: stored teacher log-probabilities and tail."""
     plain: torch.Tensor
     """float32 [T, K+1]: stored plain log-probabilities and tail."""
     decision: int
-    """Index of the decision token, -1 if there is none."""
+    """Index of the decision token; -1 if there is none."""
     error_class: str | None = None
     legal_ids: torch.Tensor | None = None
-    """int64 [G]: what the tool schemas allow at the decision token; None if they say nothing."""
+    """int64 [G]: the ids that the tool schemas allow at the decision token; None if the schemas do not constrain it."""
     outcome: TraceOutcome | None = None
-    """How its trace ended; None if the recipe reads no reward."""
+    """The outcome of its trace; None if the recipe uses no reward."""
     behaviour: torch.Tensor | None = None
     """float32 [T]: the log-probability of each token when it was sampled, temperature 1; None if it was not recorded."""
     views: Mapping[str, tuple[int, torch.Tensor]] = field(default_factory=dict)
-    """Further contexts by name: where their tokens are in the row, and the tokens, int64."""
+    """Further contexts by name: the position of their tokens in the row, and the tokens, int64."""
 
     @property
     def token_weights(self) -> torch.Tensor:
-        """float32 [T]: the weights of the first term on this slot."""
+        """Return float32 [T]: the weights of the first term on this slot."""
         return next(iter(self.weights.values()))
 
     @property
     def positions(self) -> range:
-        """Positions of the row whose next token is scored."""
+        """Return the positions of the row whose next token is scored."""
         return range(self.start - 1, self.start + self.length - 1)
 
     @property
     def columns(self) -> torch.Tensor:
-        """int64 [T]: where in the support the sampled token stands; it always does."""
+        """Return int64 [T]: the index of each sampled token in the support, which always contains it."""
         return (self.support_ids == self.sampled[:, None]).int().argmax(-1)
 
     @property
     def recorded(self) -> torch.Tensor:
-        """float32 [T]: what an importance ratio divides by; where nothing is recorded, what the run started from says."""
+        """Return float32 [T]: the log-probabilities by which an importance ratio divides; those of the initial weights
+        if none are recorded."""
         if self.behaviour is not None or not self.support_ids.shape[1]:
             return torch.zeros(self.length) if self.behaviour is None else self.behaviour
         return self.plain[torch.arange(self.length), self.columns]
 
     def facts(self) -> dict[str, torch.Tensor]:
-        """Return what the recipe's weights may ask of a slot, [T] each."""
+        """Return the facts that the recipe's weights may use about a slot, [T] each."""
         known = {name: torch.from_numpy(fact) for name, fact in quote_facts(self.span, self.length).items()}
-        known |= {"error_span": known["in_quote"], "turn_is_target": torch.ones(self.length), RECORDED: self.recorded}
+        known |= {"error_span": known["in_quote"], RECORDED: self.recorded}
         if self.outcome is None:
             return known
         ended = {
@@ -102,32 +105,34 @@ class Slot:
 
 
 def quote_facts(span: tuple[int, int], length: int) -> dict[str, np.ndarray]:
-    """Return what a step's quote says of its tokens, float32 [T] each: `in_quote`, and `since_error` counted from the
+    """Return the facts about a step's quote, float32 [T] each: `in_quote`, and `since_error`, which counts from the
     quote's start."""
     index = np.arange(length, dtype=np.float32)
     return {"in_quote": ((index >= span[0]) & (index < span[1])).astype(np.float32), "since_error": index - span[0]}
 
 
 def known_action(target: TargetHead) -> int:
-    """Return the index of the first step token that is no reasoning. Raises InputError if it is not known; names the step."""
+    """Return the index of the first step token that is not reasoning. Raises InputError, naming the step, if it is
+    unknown."""
     start = target.action_start
     if start is not None and start != UNKNOWN_ACTION:
         return start
     where = f"trace {target.trace_id}, step {target.step} ({target.kind})"
     if start is None:
         raise InputError(
-            f"{where}: the loss span `{ACTION}` needs to know where the step's reasoning ends, and this target does not say; an "
-            "earlier release made it",
+            f"{where}: the loss span `{ACTION}` needs the end of the step's reasoning, which this "
+            "target of an earlier release does not record",
             hint="start a new run folder, or train with span: step",
         )
     raise InputError(
-        f"{where}: the loss span `{ACTION}` needs to know where the step's reasoning ends, and it cannot be told from its tokens",
+        f"{where}: the loss span `{ACTION}` needs the end of the step's reasoning, which cannot be found in its tokens",
         hint="leave this target out, or train with span: step",
     )
 
 
 def loss_weights(target: Target, term: Term) -> np.ndarray:
-    """Weight of each step token before normalisation, float32 [T]: the term's loss span, see `objectives.spans`.
+    """Return the weight of each step token before normalisation, float32 [T]: the term's loss span, see
+    `objectives.spans`.
 
     Raises InputError; see `known_action`.
     """
@@ -140,7 +145,7 @@ def loss_weights(target: Target, term: Term) -> np.ndarray:
 
 
 def slot_of_outcome(row: OutcomeRow, outcome: OutcomeData, share: float) -> Slot:
-    """Return the slot of a sampled step; `share`: all slots over those of the reward."""
+    """Return the slot of a sampled step; `share` is the number of all slots divided by that of the reward's slots."""
     start = len(row.ids) - row.length
     none = torch.zeros(row.length, 1)
     return Slot(
@@ -163,7 +168,7 @@ def slot_of_outcome(row: OutcomeRow, outcome: OutcomeData, share: float) -> Slot
 
 
 def slot_of_target(target: Target, weights: dict[str, np.ndarray], outcome: TraceOutcome | None = None) -> Slot:
-    """Return the slot of a target, with its static weights by term (float32 [T] each) and how its trace ended."""
+    """Return the slot of a target, with its static weights by term (float32 [T] each) and the outcome of its trace."""
     legal = target.legal_ids
     at = None if target.measurement is None else target.measurement.position
     return Slot(

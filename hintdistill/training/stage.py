@@ -1,4 +1,4 @@
-"""Run the training: model, adapters, arguments, checkpoints, resume, and the folder that comes out."""
+"""Run the training: model, adapters, arguments, checkpoints, resuming, and the resulting folder."""
 
 from __future__ import annotations
 
@@ -37,31 +37,31 @@ from hintdistill.training.watch import NOTHING, Watch, WatchSets
 
 @dataclass(frozen=True)
 class TrainSummary:
-    """What a training did; written into the student's folder when it is whole."""
+    """Summarise a training; the summary is written into the student's complete folder."""
 
     key: str
     hint_rows: int
     anchor_rows: int
     rows: int
-    """Traces that were read; hints and anchors are their steps."""
+    """Number of traces read; hints and anchors are their steps."""
     steps: int
     way: str
-    """How prefixes were shared, a word of `engines.sharing`; `shared_prefix` is the fastest, all are exact."""
+    """How prefixes were shared, a name from `engines.sharing`; `shared_prefix` is the fastest, and all are exact."""
     engine_floor_nats: float
-    """Mean KL between the plain view of the rescoring engine and of the trainer, nats per token."""
+    """Mean KL in nats per token between the plain views of the rescoring engine and of the trainer."""
     trainable_parameters: int
     parameters: int
     grad_window_cosine: float | None = None
-    """The least cosine between truncated and exact gradient that was measured, with `train.grad_window`."""
+    """The smallest measured cosine between truncated and exact gradient, with `train.grad_window`."""
     arrived: dict[str, str] | None = None
-    """The adapter the student came as, and what became of it; see `students.Arrived`."""
+    """The adapter that the student came as, and how it was used; see `students.Arrived`."""
     outcome_rows: int = 0
-    """Sampled steps that the outcome reward was trained on."""
+    """Number of sampled steps trained on by the outcome reward."""
     twin_rows: int = 0
     hold_rows: int = 0
-    """Steps of hold traces."""
+    """Number of steps of hold traces."""
     contexts: dict[str, int] | None = None
-    """Context of a teacher's view → hint rows that have it; None in summaries of an earlier release."""
+    """Context of a teacher's view → number of hint rows that have it; None in summaries of an earlier release."""
 
 
 def read_summary(student: Path) -> TrainSummary | None:
@@ -74,47 +74,47 @@ def read_summary(student: Path) -> TrainSummary | None:
 
 @dataclass(frozen=True)
 class TrainData:
-    """What a training reads."""
+    """Hold the data of a training."""
 
     targets: Sequence[Target]
-    """Accepted hints, chosen anchors, hold steps and twins: what it trains on."""
+    """Accepted hints, chosen anchors, hold steps and twins to train on."""
     heldout: Sequence[Target] = ()
-    """Accepted hints of held-out tasks, which a `cgtr` teacher is read on."""
+    """Accepted hints of held-out tasks, on which a `cgtr` teacher is evaluated."""
     watch: WatchSets = NOTHING
-    """Steps that are read while training, see `watch`."""
+    """Steps that are measured during training, see `watch`."""
     outcome: OutcomeData = NO_OUTCOME
-    """How the rollouts ended, for a recipe that reads rewards."""
+    """The outcomes of the rollouts, for a recipe that uses rewards."""
 
 
 @dataclass(frozen=True)
 class TrainJob:
-    """One training: the model, what it reads, how it trains, and where its files go."""
+    """Define one training: the model, its data, its settings, and its folders."""
 
     folder: Path
-    """The model that is trained."""
+    """The folder of the model to train."""
     data: TrainData
     run: RunSection
     config: TrainSection
     work: Path
-    """Checkpoints and metrics."""
+    """The folder for checkpoints and metrics."""
     out: Path
-    """The student."""
+    """The folder for the student."""
     key: str
-    """Content key of all this, written into the summary."""
+    """Content key of all inputs, written into the summary."""
     initial: Path | None = None
-    """The folder of the initial policy, if the model of `folder` is a later one."""
+    """The folder of the initial policy, if the model in `folder` is a later one."""
 
 
 @dataclass(frozen=True)
 class Listener:
-    """Who is told while training."""
+    """Hold the callbacks of a training."""
 
     progress: Callable[[int, int], None] | None = None
-    """Finished and planned optimiser steps, after each."""
+    """Called after each optimiser step with the numbers of finished and planned steps."""
     warn: Callable[[str], None] | None = None
-    """A bound that is crossed."""
+    """Called when a bound is exceeded."""
     log: Callable[[Mapping[str, float]], None] | None = None
-    """The readings of a logging step: docs/metrics.md."""
+    """Called with the measurements of a logging step; see docs/metrics.md."""
 
 
 SILENT = Listener()
@@ -129,22 +129,23 @@ def train(
 ) -> TrainSummary:
     """Train the job's model on accepted targets and save it to `job.out`; checkpoints go to `job.work`.
 
-    Interrupted and called again with the same job, it goes on from the last whole checkpoint and ends with the same
-    weights. If there are several processes, each of them calls this with the same job; the main one measures and writes.
-    `progress`, `warn` and `log` are as in `Listener`.
+    If it is interrupted and called again with the same job, it continues from the last complete checkpoint and ends
+    with the same weights. If there are several processes, each calls this with the same job; the main one measures and
+    writes. `progress`, `warn` and `log` are as in `Listener`.
 
     Raises:
-        EmptyFunnelError: no accepted hint among the targets, or none held out although the teacher needs them.
-        ConfigError: the processes cannot share the rows, or cannot read the checkpoint.
-        ModelError: an external teacher that cannot be loaded, or whose tokenizer is another; `train.grad_window` on a
-            model whose layers do not all attend.
-        TripwireError: the loss, the gradient or a weight is not finite, or a bound of `train.tripwires` is crossed.
-            `job.out` stays as it was, and so does the last checkpoint.
+        EmptyFunnelError: there is no accepted hint among the targets, or none is held out although the teacher needs
+            them.
+        ConfigError: the rows cannot be divided among the processes, or they cannot read the checkpoint.
+        ModelError: an external teacher cannot be loaded or has another tokenizer, or `train.grad_window` is used on a
+            model with layers that do not attend.
+        TripwireError: the loss, the gradient or a weight is not finite, or a bound of `train.tripwires` was exceeded.
+            `job.out` and the last checkpoint are unchanged.
     """
     data, run, config, work = job.data, job.run, job.config, job.work
     hints = sum(h.kind == "hint" for h in heads(data.targets))
     if not hints:
-        raise EmptyFunnelError("no accepted hint to train on", hint="the report lists why each was rejected")
+        raise EmptyFunnelError("no accepted hint to train on", hint="the report lists why each hint was rejected")
     device = _start(run, config)
     silence_libraries()
     student = load_student(job.folder, run, config, device)
@@ -198,7 +199,7 @@ def train(
 
 
 def _start(run: RunSection, config: TrainSection) -> torch.device:
-    """Return where to train, after the other processes were met."""
+    """Connect to the other processes, and return the device to train on."""
     from transformers import set_seed
 
     processes.check_launch(config.grad_window)
@@ -221,7 +222,7 @@ def make_trainer(
     watch: WatchSets = NOTHING,
     listener: Listener = SILENT,
 ) -> Any:
-    """Return the trainer of these rows, on the device of `run`; checkpoints and metrics go to `work`."""
+    """Return the trainer for these rows, on the device of `run`; checkpoints and metrics go to `work`."""
     from transformers import TrainerCallback
 
     from hintdistill.training.trainer import HintTrainer
@@ -273,7 +274,7 @@ def _arguments(
     rows: int,
     trackers: Mapping[str, Any],
 ) -> Any:
-    """Return what the Trainer is told; `rows`: how many there are to train on."""
+    """Return the Trainer's arguments; `rows` is the number of rows to train on."""
     from transformers import TrainingArguments
 
     device = pick_device(run.device)
@@ -319,13 +320,15 @@ def _watch(sets: WatchSets, config: TrainSection, seed: int, warn: Callable[[str
     # who wants to be stopped should know what cannot stop the run
     if config.tripwires.action == "stop" and warn is not None and (names := unread(config.tripwires, watch.rows)):
         warn(
-            f"train.tripwires.{', '.join(names)} has no effect: there is no step to measure (see train.watch, traces.holdout)"
+            f"train.tripwires.{', '.join(names)} has no effect: there is no step to measure it on (see "
+            "train.watch, traces.holdout)"
         )
     return watch
 
 
 def _warn(work: Path, warn: Callable[[str], None] | None, crossing: Crossing) -> None:
-    """A crossed bound under `action: warn`: a row among the metrics, and a word to whoever listens, once for all processes."""
+    """Handle an exceeded bound under `action: warn`: write a row to the metrics and call the listener, once for all
+    processes."""
     if not processes.is_main():
         return
     write_row(
@@ -343,21 +346,21 @@ def _warn(work: Path, warn: Callable[[str], None] | None, crossing: Crossing) ->
 
 
 def _special_ids(folder: Path, config: TrainSection) -> list[int]:
-    """Return the tokenizer's special tokens, where the recipe takes them out of a support."""
+    """Return the tokenizer's special tokens, if the recipe removes them from supports."""
     if not any(t.support.drop_special for t in config.effective_recipe.terms.values()):
         return []
     return sorted(load_tokenizer(folder).all_special_ids)
 
 
 def _silence(trainer: Any) -> None:
-    """Progress is shown by the pipeline; the Trainer's own printing of log dictionaries would break into it."""
+    """Silence the Trainer's own printing of log dictionaries, because the pipeline shows the progress."""
     from transformers import PrinterCallback
 
     trainer.remove_callback(PrinterCallback)
 
 
 def _floor(trainer: Any, rows: Sequence[TraceRow], work: Path) -> float:
-    """Measured once, before the first update, and kept for a resumed run."""
+    """Measure the engine floor once, before the first update, and keep it for a resumed run."""
     stored = work / "engine_floor.json"
     # a checkpoint is loaded after this, so that it can be measured again at any time
     with contextlib.suppress(FileNotFoundError, InputError):
@@ -368,7 +371,7 @@ def _floor(trainer: Any, rows: Sequence[TraceRow], work: Path) -> float:
 
 
 def _last_checkpoint(work: Path) -> Path | None:
-    """Return the newest checkpoint that was written to its end; broken ones are removed."""
+    """Return the newest complete checkpoint; broken ones are removed."""
     found = sorted(work.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]), reverse=True)
     for path in found:
         # the trainer state is the last thing a checkpoint gets
@@ -379,7 +382,7 @@ def _last_checkpoint(work: Path) -> Path | None:
 
 
 def _save(trainer: Any, student: Student, job: TrainJob, summary: TrainSummary) -> None:
-    """The main process writes the student's folder; see `output.write_student`."""
+    """Write the student's folder in the main process; see `output.write_student`."""
     # where weights are sharded, all processes take part in gathering them
     weights = trainer.accelerator.get_state_dict(trainer.model) if processes.is_sharded(trainer.owner) else None
     write = partial(

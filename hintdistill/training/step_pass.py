@@ -1,8 +1,9 @@
-"""A pass over an optimiser step before its gradient, where the recipe's weights are statistics of the step.
+"""An extra pass over an optimiser step before its gradient, for recipes whose weights are statistics of the step.
 
-Every micro-batch is read once without gradient, in every process; the scores that are left behind, [N] each, are joined, and
-each slot's weights made from them. So eight rows at once and one row eight times train the same. It costs one forward pass of
-the student and of each view that is made in the step; where one process reads the whole step at once there is nothing to join.
+Every process reads each micro-batch once without gradient; the resulting scores, [N] each, are joined, and each slot's
+weights are computed from them. Eight rows at once and one row eight times thus train in the same way. It costs one
+forward pass of the student and of each view made in the step; if one process reads the whole step at once, no extra
+pass is needed.
 """
 
 from __future__ import annotations
@@ -22,8 +23,7 @@ from hintdistill.training.rows import TraceRow
 
 
 def draws(seed: int, step: int, keys: Sequence[str]) -> list[torch.Generator]:
-    """Return a generator for each slot at an optimiser step: what is drawn for one does not depend on those beside
-    it."""
+    """Return a generator for each slot at an optimiser step; the draws for a slot do not depend on the other slots."""
     out = []
     for key in keys:
         digest = hashlib.blake2b(f"{seed}:{step}:{key}".encode(), digest_size=8).digest()
@@ -32,25 +32,25 @@ def draws(seed: int, step: int, keys: Sequence[str]) -> list[torch.Generator]:
 
 
 class StepPass:
-    """Makes the weights of an optimiser step before its first micro-batch is trained on."""
+    """Compute the weights of an optimiser step before its first micro-batch is trained on."""
 
     def __init__(self, trainer: Any) -> None:
-        """`trainer`: the `HintTrainer` whose steps they are."""
+        """Store the arguments; `trainer` is the `HintTrainer` whose steps they are."""
         self.trainer = trainer
         self.reads = any(term.rows == "hint" for term in trainer.recipe.terms.values()) and bool(
             over_step(trainer.recipe)
         )
-        """Whether the recipe has a statistic of the step."""
+        """Whether the recipe uses a statistic of the step."""
         self._waiting: list[Sequence[TraceRow]] = []
         self._settled = False
 
     def begin(self, micro: Sequence[Sequence[TraceRow]]) -> None:
-        """Take up the micro-batches of the next optimiser step."""
+        """Receive the micro-batches of the next optimiser step."""
         cut = len(micro) > 1 or self.trainer.args.world_size > 1
         self._waiting, self._settled = list(micro) if self.reads and cut else [], False
 
     def before(self, model: Any, rows: Sequence[TraceRow]) -> None:
-        """Settle the step before its first micro-batch; rows that are no part of a step that was begun are weighed alone."""
+        """Settle the step before its first micro-batch; rows outside such a step are weighed alone."""
         own = [r.key for r in rows]
         if not any([r.key for r in each] == own for each in self._waiting):
             self.trainer.terms.fixed = {}
@@ -86,7 +86,7 @@ class StepPass:
 
 
 def _on_cpu(reading: Reading) -> Reading:
-    """Return a reading whose tensors may be sent to other processes."""
+    """Return a reading with its tensors on the CPU, so that it can be sent to other processes."""
 
     def moved(of: TermReading) -> TermReading:
         then = None if of.then is None else of.then.cpu()

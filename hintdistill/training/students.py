@@ -1,8 +1,8 @@
-"""The model that is trained: full weights, an adapter on a model, or a new adapter beside the one the student arrived as.
+"""The model to train: full weights, an adapter on a model, or a new adapter beside the one that the student came as.
 
-A student that arrives as an adapter is either merged into its base model, and is then a model like any other, or kept as it
-is (`train.arriving_adapter=beside`): frozen, always active, under the name `initial`, and the new adapter beside it. The
-initial policy is the student without what this run trains; `initial_weights` gives it for all of these.
+A student that comes as an adapter is either merged into its base model and treated like any other model, or kept
+(`train.arriving_adapter=beside`): frozen, always active, named `initial`, with the new adapter beside it. The initial
+policy is the student without the weights that this run trains; `initial_weights` provides it in all cases.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from hintdistill.engines.transformers import pick_dtype
 from hintdistill.engines.weights import load_adapter, load_model
 
 NEW, ARRIVED = "default", "initial"
-"""Names of the adapters inside peft: the one that is trained, and the one the student came as."""
+"""Names of the adapters within peft: the one that is trained, and the one that the student came as."""
 
 
 @dataclass(frozen=True)
 class Arrived:
-    """The adapter a student came as."""
+    """Describe the adapter that a student came as."""
 
     adapter: str
-    """Its folder or hub name, as `run.model` has it."""
+    """Its folder or hub name, as in `run.model`."""
     base: str
-    """What it is on, as its own configuration says."""
+    """Its base model, as named in its own configuration."""
     handling: Literal["merged", "beside"]
 
     def record(self) -> dict[str, str]:
@@ -45,21 +45,21 @@ class Arrived:
 
 @dataclass(frozen=True)
 class Student:
-    """What is trained."""
+    """Hold the model that is trained."""
 
     model: Any
     """A transformers model, or a peft model with an adapter on it."""
     trainable: int
-    """Parameters that training changes."""
+    """The parameters that training changes."""
     arrived: Arrived | None
     """None for a student that came as a whole model."""
 
 
 def load_student(folder: Path, run: RunSection, config: TrainSection, device: torch.device) -> Student:
-    """Load the model of `folder` as it is trained: float32 for full weights, `run.dtype` under an adapter.
+    """Load the model in `folder` in its training precision: float32 for full weights, `run.dtype` under an adapter.
 
     Raises:
-        ModelError: the folder cannot be loaded, or its adapter takes no other beside it.
+        ModelError: the folder cannot be loaded, or its adapter cannot be combined with another.
     """
     arrived = arriving(folder, run, config)
     # full weights are trained in float32, so that small updates are not rounded away
@@ -79,11 +79,11 @@ def load_student(folder: Path, run: RunSection, config: TrainSection, device: to
 
 
 def arriving(folder: Path, run: RunSection, config: TrainSection) -> Arrived | None:
-    """Return what is known of the adapter in `folder`, None if it holds a whole model.
+    """Return a description of the adapter in `folder`; None if it contains a whole model.
 
     Raises:
         ModelError: its configuration is not JSON.
-        ConfigError: `train.arriving_adapter=beside` and it is no LoRA adapter.
+        ConfigError: `train.arriving_adapter=beside`, but the adapter is not a LoRA adapter.
     """
     path = folder / "adapter_config.json"
     if not path.is_file():
@@ -94,7 +94,8 @@ def arriving(folder: Path, run: RunSection, config: TrainSection) -> Arrived | N
         raise ModelError(f"{path} is not JSON: {error}") from None
     if config.arriving_adapter == "beside" and said.get("peft_type") != "LORA":
         raise ConfigError(
-            f"{folder} is an adapter of type {said.get('peft_type')}; only LoRA adapters take another beside them",
+            f"{folder} is an adapter of type {said.get('peft_type')}; only LoRA adapters can be "
+            "combined with another one",
             hint="set train.arriving_adapter=merge",
         )
     handling: Literal["merged", "beside"] = "beside" if config.arriving_adapter == "beside" else "merged"
@@ -102,7 +103,7 @@ def arriving(folder: Path, run: RunSection, config: TrainSection) -> Arrived | N
 
 
 def lora_config(section: LoraSection) -> Any:
-    """Return the new adapter as peft wants it."""
+    """Return peft's configuration of the new adapter."""
     from peft import LoraConfig
 
     modules = section.target_modules
@@ -117,10 +118,10 @@ def lora_config(section: LoraSection) -> Any:
 
 @contextlib.contextmanager
 def initial_weights(model: Any) -> Iterator[None]:
-    """The policy that a student with an adapter started as: the new adapter off, one that it arrived as on.
+    """Switch to the initial policy of a student with an adapter: the new adapter off, and an arriving one on.
 
     Raises:
-        ValueError: `model` has no adapter; the initial weights of full training have to be kept as a copy.
+        ValueError: `model` has no adapter; in full training the initial weights must be kept as a copy.
     """
     if not hasattr(model, "disable_adapter"):
         raise ValueError(f"{type(model).__name__} has no adapter to remove")
@@ -150,10 +151,11 @@ def _two_adapters() -> Any:
     from peft import PeftModelForCausalLM
 
     class TwoAdapters(PeftModelForCausalLM):
-        """A model under two adapters, of which only the new one is ever trained, switched off or saved.
+        """Wrap a model with two adapters, of which only the new one is ever trained, switched off or saved.
 
-        peft's own calls speak of one adapter: `set_adapter` would take the arriving one out, `disable_adapter` would take out
-        both and give gradients to both afterwards. transformers' Trainer makes these calls, when it resumes among others.
+        peft's own calls assume a single adapter: `set_adapter` would remove the arriving one, and `disable_adapter`
+        would remove both and give gradients to both afterwards. transformers' Trainer makes these calls, for example
+        when it resumes.
         """
 
         def set_adapter(self, adapter_name: str, inference_mode: bool = False) -> None:

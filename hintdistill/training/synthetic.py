@@ -1,4 +1,5 @@
-"""Rows of given lengths on random ids, and short trainings on them: how the trainer is measured before there are targets."""
+"""Rows of given lengths with random ids, and short trainings on them, to measure the trainer before there are
+targets."""
 
 from __future__ import annotations
 
@@ -17,15 +18,15 @@ from hintdistill.core.scores import Target
 from hintdistill.training.row_lengths import RowLength
 
 STEPS = 5
-"""Optimiser steps of a short training; the first one is not timed, and the median of the others is taken."""
+"""Number of optimiser steps in a short training; the first is not timed, and the median of the others counts."""
 TIMINGS = 3
-"""Times that the optimiser is timed; the median is taken."""
+"""Number of times that the optimiser is timed; the median counts."""
 SCRATCH = 1 << 22
-"""Entries of the tensor that the optimiser is timed on."""
+"""Number of entries of the tensor on which the optimiser is timed."""
 
 
 def synthetic_targets(rows: Sequence[RowLength], vocabulary: int, kept: int) -> list[Target]:
-    """Make one target per row, its scored tokens in one step at the end, with `kept` entries at each of them."""
+    """Make one target per row: its scored tokens form one step at the end, with `kept` entries at each of them."""
     rng, kept = np.random.default_rng(0), min(kept, vocabulary - 1)
     return [_target(f"row-{n}", row, rng, vocabulary, kept) for n, row in enumerate(rows)]
 
@@ -65,7 +66,8 @@ def _target(name: str, row: RowLength, rng: np.random.Generator, vocab: int, kep
 
 
 def shorter(row: RowLength, share: float) -> RowLength:
-    """Shorten a row to a share of its length, its scored tokens and branches shortened alike and put at its end."""
+    """Shorten a row to a share of its length; its scored tokens and branches are shortened in proportion and moved to
+    its end."""
     tokens = max(16, round(row.tokens * share))
     scored = max(1, min(round(row.scored * share), tokens // 2))
     hint = max(1, round((row.branch_tokens - row.hinted) * share)) if row.branches else 0
@@ -74,23 +76,24 @@ def shorter(row: RowLength, share: float) -> RowLength:
 
 @dataclass(frozen=True)
 class ShortTraining:
-    """What a short training took, seconds."""
+    """Hold the times of a short training, in seconds."""
 
     step_s: float
     """Seconds of one optimiser step."""
     passes: int
-    """Micro-batches of it."""
+    """Number of micro-batches per optimiser step."""
     startup: float
-    """Seconds of all that is not a step: loading the model, what is measured before the first step, saving."""
+    """Seconds spent outside steps: loading the model, measurements before the first step, saving."""
 
 
 def short_training(
     model: Path, micro_batch: Sequence[Target], run: RunSection, section: TrainSection, work: Path
 ) -> ShortTraining:
-    """Let the real trainer take `STEPS` optimiser steps on copies of one micro-batch, two to a step where the run accumulates.
+    """Let the real trainer take `STEPS` optimiser steps on copies of one micro-batch; two copies per step if the run
+    accumulates gradients.
 
     Raises:
-        HintdistillError: what `stage.train` raises.
+        HintdistillError: `stage.train` raised it.
     """
     from hintdistill.training.reward import OutcomeData, TraceOutcome
     from hintdistill.training.stage import TrainData, TrainJob, train
@@ -112,7 +115,7 @@ def short_training(
 
 
 def optimizer_seconds(device: torch.device, max_grad_norm: float) -> float:
-    """Measure clipping and AdamW, seconds per entry."""
+    """Measure the seconds per entry of clipping and AdamW."""
     scratch = [torch.nn.Parameter(torch.zeros(SCRATCH // 8, device=device)) for _ in range(8)]
     for p in scratch:
         p.grad = torch.ones_like(p)

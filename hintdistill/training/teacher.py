@@ -1,11 +1,11 @@
-"""A teacher that follows the student: a running average (`ema`), a copy every so many steps (`periodic`), or a copy when
-it has earned it (`cgtr`).
+"""A teacher that follows the student: a running average (`ema`), a copy every few steps (`periodic`), or a copy when
+the student has earned it (`cgtr`).
 
-Only what is trained is kept twice, so that with adapters the base weights are shared. The teacher's tensors take the
-student's place for one forward pass without gradient; autograd holds on to the student's own storages meanwhile.
+Only trained parameters are kept twice, so that with adapters the base weights are shared. The teacher's tensors replace
+the student's for one forward pass without gradient; autograd meanwhile keeps the student's own storages.
 
-Under FSDP2 each process keeps its shard of the teacher beside its shard of the student. There the shards' contents change
-places, because what is gathered for a forward pass is read from them.
+Under FSDP2 each process keeps its shard of the teacher beside its shard of the student. There the contents of the
+shards are swapped, because a forward pass gathers its weights from them.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ GATE = "teacher_gate.json"
 
 @dataclass(frozen=True)
 class HeldoutReading:
-    """What the student does on held-out findings, no hint in its context."""
+    """Hold measurements of the student on held-out findings, without hints in its context."""
 
     repaired: float
     """Mean 1 - p(decision token)."""
     length: float
-    """Mean 1 / p(last token of the step): how many times as long a step may be expected to go on."""
+    """Mean 1 / p(last token of the step): how many times longer a step is expected to become."""
 
 
 class Follower:
-    """The following teacher's trained parameters."""
+    """Hold the trained parameters of the following teacher."""
 
     def __init__(self, model: Any, rule: TeacherRule, read: Callable[[], HeldoutReading] | None = None) -> None:
-        """`read` takes a reading of the student, for `cgtr`."""
+        """Store the arguments; `read` measures the student, for `cgtr`."""
         self.rule, self.read, self._model = rule, read, model
         self._live = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.weights = {n: p.detach().clone() for n, p in self._live.items()}
-        """By name; under FSDP2, after `bind`, this process's shards."""
+        """Weights by name; under FSDP2, after `bind`, this process's shards."""
         self.gate = Cgtr(isolation=rule.isolation, margin=rule.margin, tail=rule.tail, every=rule.every)
         self.first: HeldoutReading | None = None
         self.copies = 0
@@ -59,7 +59,7 @@ class Follower:
         return hasattr(next(iter(self._live.values())), "placements")
 
     def bind(self) -> None:
-        """Take up the parameters once more after the model was wrapped: FSDP2 puts shards in their place."""
+        """Take the parameters again after the model was wrapped, because FSDP2 replaces them by shards."""
         if not is_sharded(self._model) or self._sharded:
             return
         self._live = {n: p for n, p in self._model.named_parameters() if p.requires_grad}
@@ -83,7 +83,7 @@ class Follower:
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
-        """Follow the student after optimiser step `step` (counted from 1), by the rule's `follow`."""
+        """Follow the student after optimiser step `step` (counted from 1), using the rule's `follow`."""
         loaded(TEACHERS.get(self.rule.update).follow)(self, step)
 
     def average(self, rate: float) -> None:
@@ -95,16 +95,16 @@ class Follower:
             mine.lerp_(local(self._live[name]).float(), rate)
 
     def copy(self) -> None:
-        """Take the student's weights."""
+        """Copy the student's weights."""
         self.copies += 1
         for name, mine in self.weights.items():
             mine.copy_(local(self._live[name]))
 
     def earned(self, step: int) -> bool:
-        """Return whether the gate lets the student's weights be taken at this step. CGTR (arXiv 2606.03532).
+        """Return whether the gate allows copying the student's weights at this step. CGTR (arXiv 2606.03532).
 
-        Repair on held-out findings stands for the reward, and the expected overrun of a step, against that at the first
-        reading, for the tail of lengths: both are ours, since nothing is sampled here.
+        Repair of held-out findings replaces the reward, and the expected lengthening of a step relative to the first
+        measurement replaces the tail of lengths. Both are our own choices, because nothing is sampled here.
         """
         assert self.read is not None
         now = self.read()
@@ -113,7 +113,7 @@ class Follower:
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
-        """The student's module with the teacher's weights."""
+        """Yield the student's module with the teacher's weights."""
         if self._sharded:
             with self._shards_in_place():
                 yield
@@ -143,7 +143,7 @@ class Follower:
 
     @torch.no_grad()
     def save(self, folder: str | Path) -> None:
-        """Write the weights, and what the gate has seen, beside a checkpoint: whole, by the main process."""
+        """Write the weights and the gate's state to a checkpoint: whole, by the main process."""
         from safetensors.torch import save_file
 
         whole = {n: self._whole(n).contiguous() for n in self.weights}
@@ -155,7 +155,7 @@ class Follower:
         (Path(folder) / GATE).write_text(json.dumps(state), encoding="utf-8")
 
     def load(self, folder: str | Path) -> None:
-        """Take the state of a checkpoint up again. Raises FileNotFoundError if it has none."""
+        """Restore the state from a checkpoint. Raises FileNotFoundError if it has none."""
         from safetensors.torch import load_file
 
         stored = load_file(str(Path(folder) / FILE))
@@ -171,17 +171,17 @@ class Follower:
 
 
 def running_average(follower: Follower, step: int) -> None:
-    """The rule `ema`: a running average. SDPO .05, HINT-SD .001."""
+    """Update by the rule `ema`, a running average. SDPO uses .05, HINT-SD .001."""
     follower.average(follower.rule.rate)
 
 
 def periodic_copy(follower: Follower, step: int) -> None:
-    """The rule `periodic`: a copy every so many steps. RLSD every 10."""
+    """Update by the rule `periodic`, a copy every few steps. RLSD copies every 10 steps."""
     if step % follower.rule.every == 0:
         follower.copy()
 
 
 def earned_copy(follower: Follower, step: int) -> None:
-    """The rule `cgtr`: a copy where, asked every so many steps, the gate lets it."""
+    """Update by the rule `cgtr`, a copy if the gate, asked every few steps, allows it."""
     if step % follower.rule.every == 0 and follower.earned(step):
         follower.copy()

@@ -1,8 +1,9 @@
 """TensorBoard, trackio and wandb, through the Trainer's own integrations; their files go into the training's folder.
 
-Nothing is tracked by default; `metrics.jsonl` is always written. TensorBoard and trackio write files and send nothing. wandb
-sends names, settings and metrics to its server unless WANDB_MODE=offline. A variable of theirs that is set already is left as
-it is: TENSORBOARD_LOGGING_DIR, TRACKIO_DIR, TRACKIO_SPACE_ID, WANDB_DIR, WANDB_MODE, WANDB_PROJECT.
+Nothing is tracked by default; `metrics.jsonl` is always written. TensorBoard and trackio write files and send nothing.
+wandb sends names, settings and metrics to its server unless WANDB_MODE=offline. Environment variables of the trackers
+that are already set are left unchanged: TENSORBOARD_LOGGING_DIR, TRACKIO_DIR, TRACKIO_SPACE_ID, WANDB_DIR, WANDB_MODE,
+WANDB_PROJECT.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ OFFLINE = ("offline", "disabled", "dryrun")
 
 
 def trackers_arguments(config: TrainSection, work: Path, name: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return how the Trainer is told: keywords of TrainingArguments, and variables the trackers read.
+    """Return the keyword arguments of TrainingArguments and the environment variables that the trackers need.
 
     Args:
         work: the training's folder; each tracker gets `work/tracker/<its name>`.
-        name: what the run is called; a training that is resumed under the same name goes on in the same run.
+        name: the run's name; a training resumed under the same name continues the same tracker run.
     """
     if not config.trackers:
         return {"report_to": "none"}, {}
@@ -67,10 +68,10 @@ def trackers_arguments(config: TrainSection, work: Path, name: str) -> tuple[dic
 
 @contextlib.contextmanager
 def tracking(config: TrainSection, work: Path, name: str) -> Iterator[dict[str, Any]]:
-    """The keywords of `trackers_arguments`, with the trackers ready to be used by a Trainer made and run inside.
+    """Yield the keywords of `trackers_arguments`, with the trackers ready for a Trainer that is created and run inside.
 
-    Trackers that print on standard output print on standard error meanwhile. At the end a wandb run is closed, so that the next
-    training in this process gets one of its own.
+    Meanwhile trackers that print to standard output print to standard error. At the end a wandb run is closed, so that
+    the next training in this process gets a separate one.
 
     Raises:
         ConfigError: see `check_trackers`.
@@ -96,33 +97,33 @@ def tracking(config: TrainSection, work: Path, name: str) -> Iterator[dict[str, 
 
 @contextlib.contextmanager
 def one_trackio_folder(config: TrainSection, folder: Path) -> Iterator[None]:
-    """trackio reads its folder once in a process, so that several trainings of one process share `folder`."""
+    """Give trackio the shared `folder`, because it reads its folder only once per process."""
     needed = "trackio" in config.trackers and "TRACKIO_DIR" not in os.environ
     with environment_variables({"TRACKIO_DIR": str((folder / "tracker" / "trackio").resolve())} if needed else {}):
         yield
 
 
 def check_trackers(config: TrainSection) -> None:
-    """Fail before anything is done on a tracker that could not be used.
+    """Raise an error before any work if a tracker cannot be used.
 
     Raises:
-        ConfigError: a package is missing, or wandb would have to ask for a key.
+        ConfigError: a package is missing, or wandb has no key.
     """
     missing = [t for t in config.trackers if installed(t) is None]
     if missing:
         raise ConfigError(
-            f"train.trackers names {', '.join(missing)}, which is not installed here",
+            f"train.trackers names {', '.join(missing)}, but it is not installed here",
             hint=f"pip install {' '.join(missing)}, or 'hintdistill[trackers]' for all of them",
         )
     if "wandb" in config.trackers and os.environ.get("WANDB_MODE") not in OFFLINE and not _wandb_key():
         raise ConfigError(
-            "train.trackers names wandb, and there is no key for it",
-            hint="`wandb login` or WANDB_API_KEY; WANDB_MODE=offline keeps everything here",
+            "train.trackers names wandb, but there is no key for it",
+            hint="run `wandb login` or set WANDB_API_KEY; WANDB_MODE=offline keeps everything here",
         )
 
 
 def installed(tracker: str) -> str | None:
-    """Return a tracker's version, None if it is not installed."""
+    """Return a tracker's version; None if it is not installed."""
     if importlib.util.find_spec(tracker) is None:
         return None
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):

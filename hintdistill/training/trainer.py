@@ -1,8 +1,8 @@
-"""A small subclass of `transformers.Trainer`: only the loss is ours.
+"""A small subclass of `transformers.Trainer` that changes only the loss.
 
-A batch's loss is the recipe's terms over the slots of its rows, and an outcome reward beside them where the coupling adds one.
-The student reads each row once, without a hint; the other views are what the rescore stage stored, or what their weights say in
-this very step. Anchors always have stored targets.
+A batch's loss consists of the recipe's terms over the slots of its rows, plus an outcome reward if the coupling adds
+one. The student reads each row once, without a hint; the other views were stored by the rescore stage, or are computed
+in this step. Anchors always have stored targets.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ from hintdistill.training.window import WindowProbe, require_window, windowed
 
 
 def collate(rows: Sequence[TraceRow]) -> dict[str, Any]:
-    """Rows stay rows; they are packed in the forward pass."""
+    """Return the rows unchanged; they are packed in the forward pass."""
     return {"rows": list(rows)}
 
 
 class HintTrainer(Trainer):
-    """Trains a student towards hinted targets."""
+    """Train a student towards hinted targets."""
 
     def __init__(
         self,
@@ -60,16 +60,16 @@ class HintTrainer(Trainer):
         from_initial: bool = True,
         **kwargs: Any,
     ) -> None:
-        """Beside the Trainer's own arguments:
+        """Arguments in addition to the Trainer's own:
 
         Args:
             config: the training section of a run.
-            special_ids: what `drop_special` takes out of supports.
-            initial: the initial policy as a model, where the student no longer is it as this training starts.
-            external: the external teacher as a model, where the recipe has one.
-            heldout: rows of held-out findings, which a `cgtr` teacher is read on.
-            watch: steps that are read while training; none if it is None.
-            tripwires: bounds on what is read.
+            special_ids: the tokens that `drop_special` removes from supports.
+            initial: the initial policy as a model, if the student no longer equals it when this training starts.
+            external: the external teacher as a model, if the recipe has one.
+            heldout: rows of held-out findings, on which a `cgtr` teacher is evaluated.
+            watch: steps that are measured during training; None for no measurement.
+            tripwires: bounds on these measurements.
             from_initial: whether the stored plain views are the initial policy's.
         """
         super().__init__(*args, data_collator=collate, **kwargs)
@@ -109,7 +109,7 @@ class HintTrainer(Trainer):
         self._batch: list[TraceRow] = []
         self.step_pass = StepPass(self)
         self.probe: WindowProbe | None = None
-        """What measures a truncated gradient, if it is one."""
+        """The object that measures a truncated gradient, if the gradient is truncated."""
         if config.grad_window is not None:
             require_window(self.passes)
             self.probe = WindowProbe(
@@ -120,13 +120,13 @@ class HintTrainer(Trainer):
         return int(self.owner.get_output_embeddings().weight.shape[0])
 
     def _weights_of(self, view: View) -> str:
-        """Return whose weights a view has: `live`, `initial`, `ema`, `periodic`, …"""
+        """Return the name of a view's weights: `live`, `initial`, `ema`, `periodic`, …"""
         return whose(view.weights, self.recipe.teacher.update)
 
     # -- what the Trainer asks for -------------------------------------------------------------------------------------
 
     def create_accelerator_and_postprocess(self) -> None:
-        """As the Trainer does, and FSDP2 on CPUs too."""
+        """Extend the Trainer's method so that FSDP2 also works on CPUs."""
         super().create_accelerator_and_postprocess()
         self.is_fsdp_enabled = shard_on_cpus_too(self.accelerator)
 
@@ -136,7 +136,7 @@ class HintTrainer(Trainer):
         return data.sampler
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
-        """Slots of the accumulated batch over all processes: each injection weighs the same, wherever it was read."""
+        """Return the slots of the accumulated batch over all processes, so that all injections weigh the same."""
         self._batch = [r for b in batch_samples for r in b["rows"]]
         self.step_pass.begin([b["rows"] for b in batch_samples])
         count = torch.tensor(sum(len(r.slots) for r in self._batch), device=device)
@@ -145,10 +145,10 @@ class HintTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Return the recipe's terms, mean over the slots of the accumulated batch.
+        """Return the recipe's terms, averaged over the slots of the accumulated batch.
 
         Raises:
-            TripwireError: the loss is not finite; names the rows.
+            TripwireError: the loss is not finite; the message names the rows.
         """
         rows: list[TraceRow] = inputs["rows"]
         self.step_pass.before(model, rows)
@@ -164,8 +164,7 @@ class HintTrainer(Trainer):
         return (loss, {}) if return_outputs else loss
 
     def _loss(self, model: Any, rows: Sequence[TraceRow], *, exact: bool = False) -> Tensor:
-        """Return the recipe's terms, summed over slots; `exact`: with their whole gradient whatever `grad_window`
-        is."""
+        """Return the recipe's terms, summed over slots; `exact`: with their whole gradient, despite `grad_window`."""
         if self.config.grad_window is None or exact:
             done = self.passes.student(model, rows, ride=self.rides)
         else:
@@ -181,7 +180,7 @@ class HintTrainer(Trainer):
         return self._with_reward(loss, rows, done) if self.recipe.coupling.kind == "additive" else loss
 
     def _with_reward(self, distilled: Tensor, rows: Sequence[TraceRow], done: StudentPass) -> Tensor:
-        """(1-w)·L_RL + w·L_D, each summed over its slots; L_D are the recipe's terms, anchors included."""
+        """Return (1-w)·L_RL + w·L_D, each summed over its slots; L_D are the recipe's terms, including anchors."""
         placed, step = places(rows, "outcome"), self.state.global_step
         reward, metrics = distilled.new_zeros(()), dict[str, float]()
         if placed:
@@ -201,13 +200,14 @@ class HintTrainer(Trainer):
 
     @property
     def rides(self) -> bool:
-        """Whether a view has the student's weights and reads the hint, and may use the student's keys and values."""
+        """Return whether a view with the student's weights reads the hint and may use the student's keys and values."""
         return self.passes.rides and any(
             (self._weights_of(v), label, v.grad) == ("live", "hint", False) for v, label in self._views.values()
         )
 
     def _not_finite(self, what: str, rows: Sequence[TraceRow], gradients: bool) -> NoReturn:
-        """Stop, and name the rows that do it alone; all of them if none does, or where processes would wait for others."""
+        """Stop training and name the rows that alone are not finite; name all if none is, or if processes would wait
+        for others."""
         bad = [] if self.args.world_size > 1 else [r.key for r in rows if not self._sound(r, gradients)]
         raise TripwireError(
             f"{what} at step {self.state.global_step}; rows {', '.join((bad or [r.key for r in rows])[:5])}",
@@ -215,7 +215,7 @@ class HintTrainer(Trainer):
         )
 
     def _sound(self, row: TraceRow, gradients: bool) -> bool:
-        """Return whether a row by itself has a finite loss, and finite gradients."""
+        """Return whether a row alone has a finite loss and finite gradients."""
         self.model.zero_grad()
         with torch.set_grad_enabled(gradients):
             loss = self._loss(self.model, [row])
@@ -225,7 +225,7 @@ class HintTrainer(Trainer):
         return bool(torch.isfinite(loss)) and all(bool(torch.isfinite(g).all()) for g in found)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """As the Trainer's; the loss is counted."""
+        """Do the Trainer's step and count the loss."""
         loss = super().training_step(*args, **kwargs)
         self.losses.add(loss)
         return loss
@@ -238,7 +238,7 @@ class HintTrainer(Trainer):
         return norm
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Write a checkpoint. Raises TripwireError if a weight is not finite; the checkpoint before stays."""
+        """Write a checkpoint. Raises TripwireError if a weight is not finite; the previous checkpoint stays."""
         self.require_finite()
         super()._save_checkpoint(model, trial)
         checkpoints.seal(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
@@ -270,7 +270,7 @@ class HintTrainer(Trainer):
     def views_in_step(
         self, placed: Sequence[Placed], done: StudentPass, hidden: Tensor
     ) -> dict[str, InStepView] | None:
-        """Make the views that the recipe reads, one pass for each pair of weights and context; None if targets are stored."""
+        """Make the recipe's views, one pass for each pair of weights and context; None if targets are stored."""
         if not self._views:
             return None
         made: dict[tuple[str, str, bool], InStepView] = {}
@@ -288,7 +288,7 @@ class HintTrainer(Trainer):
         return out
 
     def _view(self, placed: Sequence[Placed], done: StudentPass, view: tuple[str, str, bool]) -> InStepView:
-        """Return a view by whose weights it has, its context and whether it has a gradient."""
+        """Return a view, given its weights, its context and whether it has a gradient."""
         weights, context, grad = view
         if grad:
             # the model itself: DistributedDataParallel counts its own forward passes, one for each backward pass
@@ -311,7 +311,7 @@ class HintTrainer(Trainer):
             return InStepView(hidden, type(spec)(keep(spec.weight.detach()), bias, spec.scale, spec.softcap))
 
     def accompany(self) -> Tensor:
-        """0 from a process without a hint: under FSDP2 it takes part in every pass that others make for their views."""
+        """Return 0 from a process without a hint; under FSDP2 it takes part in the others' passes for their views."""
         done: set[tuple[str, str, bool]] = set()
         nothing = torch.zeros((), device=self.passes.device)
         for view, label in self._views.values():
@@ -328,7 +328,8 @@ class HintTrainer(Trainer):
 
     @contextlib.contextmanager
     def _as(self, weights: str) -> Iterator[Any]:
-        """A view's weights: a model of its own, the student without its adapter, a follower of it, or the student as it is."""
+        """Use a view's weights: a separate model, the student without its adapter, a follower of it, or the student
+        itself."""
         if weights == "external":
             yield self._external
             return
@@ -351,7 +352,7 @@ class HintTrainer(Trainer):
 
     @torch.no_grad()
     def _reading(self) -> HeldoutReading:
-        """Return the student on held-out findings."""
+        """Measure the student on held-out findings."""
         training = self.owner.training
         self.owner.eval()
         errors, ends = [], []
@@ -398,10 +399,10 @@ class HintTrainer(Trainer):
     # -- what is measured ----------------------------------------------------------------------------------------------
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add what was measured since the last log, and the watch's readings.
+        """Add the measurements since the last log, and those of the watch.
 
         Raises:
-            TripwireError: a reading has crossed a bound; see `tripwires`.
+            TripwireError: a measurement has exceeded a bound; see `tripwires`.
         """
         step = self.state.global_step
         # the Trainer's own means are over what it has done itself since a resume

@@ -1,4 +1,4 @@
-"""Tripwires: bounds on what is read while training, and what is said when one is crossed."""
+"""Tripwires: bounds on measurements during training, and the messages when one is exceeded."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from hintdistill.core.errors import TripwireError
 
 @dataclass(frozen=True)
 class Wire:
-    """One bound."""
+    """Define one bound."""
 
     name: str
-    """Name of the bound, in `train.tripwires`."""
+    """Name of the bound in `train.tripwires`."""
     metric: str
     sign: int
-    """1: the reading may not rise above the bound; -1: it may not fall below."""
+    """1: the measurement must not rise above the bound; -1: it must not fall below."""
     unit: str
     cause: str
     advice: str
@@ -28,7 +28,12 @@ class Wire:
 LESS = "lower train.learning_rate or train.epochs, or raise train.anchor.weight"
 WIRES = (
     Wire(
-        "max_off_target_kl", "off_target_kl", 1, " nats per token", "the student moves where nothing is trained", LESS
+        "max_off_target_kl",
+        "off_target_kl",
+        1,
+        " nats per token",
+        "the student moves on steps that are not trained on",
+        LESS,
     ),
     Wire("max_heldout_kl", "heldout_kl", 1, " nats per token", "the student moves on held-out clean traces", LESS),
     Wire(
@@ -36,18 +41,23 @@ WIRES = (
         "entropy_ratio",
         -1,
         "",
-        "entropy collapse: the student grows sure of everything",
+        "entropy collapse: the student becomes too certain everywhere",
         "lower train.learning_rate, or use a divergence that covers the teacher (train.recipe.terms.distill.divergence.kind=fkl or jsd)",
     ),
     Wire(
-        "max_end_drop", "end_drop", 1, "", "length tail: steps are less and less likely to end where they ended", LESS
+        "max_end_drop",
+        "end_drop",
+        1,
+        "",
+        "length tail: steps become less likely to end where they originally ended",
+        LESS,
     ),
     Wire(
         "min_hint_effect",
         "hint_effect",
         -1,
         " nats",
-        "the hint's effect is gone: nothing is left to learn",
+        "the hint's effect is gone, so there is nothing left to learn",
         "train for fewer steps (train.epochs), or keep the teacher at the initial policy (train.recipe.teacher.update=initial)",
     ),
 )
@@ -55,7 +65,7 @@ WIRES = (
 
 @dataclass(frozen=True)
 class Crossing:
-    """A bound that was crossed."""
+    """Describe a bound that was exceeded."""
 
     wire: Wire
     value: float
@@ -71,18 +81,19 @@ class Crossing:
 
 
 class Tripwires:
-    """Compares readings with the bounds; keeps no state but what it has warned of."""
+    """Compare measurements with the bounds; the only state is the list of warnings already given."""
 
     def __init__(self, section: TripwireSection, work: Path, warn: Callable[[Crossing], None] | None = None) -> None:
-        """`work` holds the checkpoints; `warn` is told of each bound once, under `action: warn`."""
+        """Store the arguments; `work` contains the checkpoints, and `warn` is called once for each bound under `action:
+        warn`."""
         self.section, self.work, self.warn = section, work, warn
         self._told: set[str] = set()
 
     def check(self, readings: Mapping[str, float], step: int) -> None:
-        """Compare the readings after optimiser step `step` with the bounds.
+        """Compare the measurements after optimiser step `step` with the bounds.
 
         Raises:
-            TripwireError: a bound is crossed and the action is `stop`, or a reading is not finite.
+            TripwireError: a bound was exceeded and the action is `stop`, or a measurement is not finite.
         """
         for wire in WIRES:
             bound, value = getattr(self.section, wire.name), readings.get(wire.metric)
@@ -98,7 +109,7 @@ class Tripwires:
                 continue
             crossing = Crossing(wire, value, bound, step)
             if self.section.action == "stop":
-                self._stop(str(crossing), f"{wire.advice}; with a wider bound --resume continues from there")
+                self._stop(str(crossing), f"{wire.advice}; with a wider bound, --resume continues from there")
             if wire.name not in self._told:
                 self._told.add(wire.name)
                 if self.warn is not None:
@@ -109,7 +120,7 @@ class Tripwires:
 
 
 def unread(section: TripwireSection, sets: Mapping[str, object]) -> list[str]:
-    """Return the bounds that nothing is read for, because the set that they speak of has no steps."""
+    """Return the bounds without any measurement, because their set contains no steps."""
     needs = {
         "max_off_target_kl": "off_target",
         "min_entropy_ratio": "off_target",
@@ -120,10 +131,8 @@ def unread(section: TripwireSection, sets: Mapping[str, object]) -> list[str]:
 
 
 def kept(work: Path) -> str:
-    """Return which checkpoint a stopped training leaves, in words."""
+    """Return a text that names the checkpoint which a stopped training leaves."""
     steps = [int(p.name.rpartition("-")[2]) for p in work.glob("checkpoint-*") if (p / "trainer_state.json").is_file()]
     return (
-        f"the last checkpoint is {work / f'checkpoint-{max(steps)}'}"
-        if steps
-        else "no checkpoint was written before it"
+        f"the last checkpoint is {work / f'checkpoint-{max(steps)}'}" if steps else "no checkpoint was written before"
     )

@@ -1,8 +1,8 @@
-"""What a training has measured and not written into a row yet, kept with each checkpoint.
+"""Measurements that a training has not written into a row yet, kept with each checkpoint.
 
-Rows are written every `train.logging_steps` steps and checkpoints every `train.save_steps`. If one is no multiple of the
-other, the first row after a resume speaks of steps before the checkpoint too: their sums are in `unlogged.json` beside the
-weights, so that the row is that of a training that nobody stopped.
+Rows are written every `train.logging_steps` steps and checkpoints every `train.save_steps`. If one is not a multiple of
+the other, the first row after a resume also covers steps before the checkpoint. The sums of these steps are in
+`unlogged.json` next to the weights, so that the row equals that of an uninterrupted training.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FILE = "unlogged.json"
 
 
 class Losses:
-    """The loss of each optimiser step, summed; the Trainer's own sums begin again with a resume."""
+    """Sum up the loss of each optimiser step; the Trainer's own sums restart when it resumes."""
 
     def __init__(self) -> None:
         self.since: Tensor | None = None
@@ -36,7 +36,8 @@ class Losses:
         self.since = loss if self.since is None else self.since + loss
 
     def mean(self, step: int) -> float:
-        """Return the mean over the steps since the last row, which step `step` is now; all processes call it."""
+        """Return the mean over the steps since the last row, of which `step` is the current one; all processes call
+        it."""
         steps = step - self.step
         found = self._take()
         self.total, self.step = self.total + found, step
@@ -70,10 +71,10 @@ def save(trainer: Any, checkpoint: str | Path) -> None:
 
 
 def load(trainer: Any, checkpoint: Path) -> bool:
-    """Take up the sums of a checkpoint; False if it has none, because a release before wrote it.
+    """Restore the sums from a checkpoint; return False if it has none, because an older release wrote it.
 
-    Where there are other processes than before, the loss is their mean and the main process takes all other sums, which
-    are added up over the processes in any case.
+    If the number of processes has changed, the loss is their mean, and the main process takes all other sums, which are
+    added up over the processes anyway.
 
     Raises:
         InputError: the file cannot be read.

@@ -1,7 +1,7 @@
-"""Slots → the batches that the objectives take: views at the scored positions, sampled tokens, facts.
+"""Convert slots into the batches that the objectives take: views at the scored positions, sampled tokens, facts.
 
-Stored targets hold kept entries and a tail, so their batches are *restricted*: the columns are those entries, the same for
-every view. Views that a model makes in the step cover the vocabulary.
+Stored targets contain kept entries and a tail, so their batches are *restricted*: the columns are those entries, the
+same for every view. Views that a model makes in the step cover the vocabulary.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from hintdistill.training.slots import Slot
 
 
 def wide(parts: Sequence[Tensor], fill: float) -> Tensor:
-    """Slots of different widths under each other [N, max K]; the last column is the tail and stays last."""
+    """Stack slots of different widths [N, max K]; the last column is the tail and stays last."""
     width = max(p.shape[-1] for p in parts)
     out = []
     for part in parts:
@@ -26,15 +26,15 @@ def wide(parts: Sequence[Tensor], fill: float) -> Tensor:
 
 
 def supports(slots: Sequence[Slot], device: torch.device) -> Tensor:
-    """Return the stored supports under each other, int64 [N, max K], -1 pads."""
+    """Return the stored supports stacked, int64 [N, max K], padded with -1."""
     width = max(s.support_ids.shape[1] for s in slots)
     each = [torch.nn.functional.pad(s.support_ids, (0, width - s.support_ids.shape[1]), value=-1) for s in slots]
     return torch.cat(each).to(device)
 
 
 def restricted(slots: Sequence[Slot], student: Tensor) -> Batch:
-    """Return a batch of stored targets; `student` are log-probabilities of the stored entries and the rest, [N, max K +
-    1]."""
+    """Return a batch of stored targets; `student` contains log-probabilities of the stored entries and of the rest, [N,
+    max K + 1]."""
     device = student.device
     return Batch(
         views={"student": student, **stored(slots, device)},
@@ -46,14 +46,14 @@ def restricted(slots: Sequence[Slot], student: Tensor) -> Batch:
 
 
 def stored(slots: Sequence[Slot], device: torch.device) -> dict[str, Tensor]:
-    """Return the stored views under each other, log-probabilities of kept entries and tail, [N, max K + 1] each."""
+    """Return the stored views stacked, log-probabilities of kept entries and tail, [N, max K + 1] each."""
     before = wide([s.plain for s in slots], -torch.inf).to(device)
     # the run has trained nothing when targets are made, so the plain view is the initial policy's
     return {"teacher": wide([s.target for s in slots], -torch.inf).to(device), "plain": before, "initial": before}
 
 
 def columns(slots: Sequence[Slot], device: torch.device) -> Tensor:
-    """Return where each sampled token is in its stored support, int64 [N]."""
+    """Return the index of each sampled token in its stored support, int64 [N]."""
     return torch.cat([s.columns for s in slots]).to(device)
 
 
@@ -70,12 +70,12 @@ def whole(slots: Sequence[Slot], views: Mapping[str, Tensor], special_ids: Seque
 
 
 def sampled(slots: Sequence[Slot], device: torch.device) -> Tensor:
-    """Return the sampled ids under each other, int64 [N]."""
+    """Return the sampled ids stacked, int64 [N]."""
     return torch.cat([s.sampled for s in slots]).to(device)
 
 
 def facts(slots: Sequence[Slot], device: torch.device) -> dict[str, Tensor]:
-    """Return the slots' facts under each other, [N] each."""
+    """Return the slots' facts stacked, [N] each."""
     each = [s.facts() for s in slots]
     # anchors may come from traces that are no part of the round, and then nobody knows their outcome
     known = [name for name in each[0] if all(name in f for f in each)]
@@ -83,5 +83,5 @@ def facts(slots: Sequence[Slot], device: torch.device) -> dict[str, Tensor]:
 
 
 def base(slots: Sequence[Slot], device: torch.device) -> dict[str, Tensor]:
-    """Return the slots' static weights by term, [N] each."""
+    """Return the slots' static weights stacked by term, [N] each."""
     return {name: torch.cat([s.weights[name] for s in slots]).to(device) for name in slots[0].weights}

@@ -1,8 +1,9 @@
-"""Steps that nothing trains on, read while training: how far the student is from the weights that scored them.
+"""Measure, on steps that are not trained on, how far the student has moved from the weights that scored them.
 
-Two sets: *off target* (clean steps of training traces that are no anchors) and *held-out clean traces*. What the initial
-policy said of them is stored, so a reading is a pass of the student without gradient, and nothing of it is random: the
-same training with and without a watch ends with the same weights, bit for bit. Every process reads all of it.
+There are two sets: *off target* (clean steps of training traces that are not anchors) and *held-out clean traces*. The
+initial policy's scores of them are stored, so a measurement is one pass of the student without gradient, and nothing in
+it is random: the same training with and without a watch ends with the same weights, bit for bit. Every process reads
+all of it.
 """
 
 from __future__ import annotations
@@ -27,28 +28,30 @@ from hintdistill.training.slots import Slot
 from hintdistill.training.views import sampled, supports, wide
 
 POSITIONS = 256
-"""Positions whose whole distributions exist at one time."""
+"""Number of positions whose whole distributions exist at one time."""
 
 
 @dataclass(frozen=True)
 class WatchSets:
-    """What is read while training, and never trained on."""
+    """Hold the steps that are measured during training, and never trained on."""
 
     off_target: Sequence[Target] = ()
     """Clean steps of training traces."""
     heldout: Sequence[Target] = ()
     """Steps of held-out traces without a finding."""
     from_initial: bool = True
-    """Whether the stored plain views of what is trained on are the initial policy's; what is watched it always scored."""
+    """Whether the stored plain views of the trained rows are the initial policy's; those of watched steps always
+    are."""
 
 
 NOTHING = WatchSets()
 
 
 def subsample(targets: Sequence[Target], steps: int, seed: int) -> Sequence[Target]:
-    """At most `steps` of the targets, in order of their keys, trace by trace, because a trace is read once for all its steps.
+    """Return at most `steps` of the targets, in order of their keys, trace by trace, because a trace is read once for
+    all its steps.
 
-    What is drawn for a seed stays where targets that were not drawn come or go.
+    The selection for a seed is unaffected if targets outside it are added or removed.
     """
 
     def rank(number: int) -> tuple[float, str, int, str]:
@@ -60,7 +63,7 @@ def subsample(targets: Sequence[Target], steps: int, seed: int) -> Sequence[Targ
 
 
 class Watch:
-    """Reads the two sets."""
+    """Measure the two sets."""
 
     def __init__(self, sets: WatchSets, section: WatchSection, logging_steps: int, seed: int) -> None:
         self.every = logging_steps if section.every is None else section.every
@@ -68,18 +71,17 @@ class Watch:
         chosen = {"off_target": sets.off_target, "heldout": sets.heldout} if self.every else {}
         rows = {name: watch_rows(subsample(of, section.steps, seed)) for name, of in chosen.items()}
         self.rows = {name: of for name, of in rows.items() if of}
-        """By set; a set without steps is not there."""
+        """Rows by set; a set without steps is absent."""
 
     def due(self, step: int, last: bool) -> bool:
-        """Return whether to read after optimiser step `step`, which is a logging step or the `last` one."""
+        """Return whether to measure after optimiser step `step`, which is a logging step or the `last` one."""
         if not self.rows or step == self.last:
             return False
         return last or step // self.every > (step - self.logging_steps) // self.every
 
     @torch.no_grad()
     def read(self, step: int, model: Any, passes: Passes, head: OutputHead) -> dict[str, float]:
-        """Return what docs/metrics.md calls the watch's readings; leaves training mode and random numbers as they
-        are."""
+        """Return the watch's measurements as named in docs/metrics.md; training mode and random state are unchanged."""
         self.last, training = step, model.training
         model.eval()
         try:
@@ -97,7 +99,7 @@ class Watch:
         return out
 
     def _set(self, rows: Sequence[TraceRow], model: Any, passes: Passes, head: OutputHead) -> dict[str, float]:
-        """Means over one set: over tokens, and over steps for the probability of ending one."""
+        """Return means over one set: over tokens, and over steps for the probability of ending one."""
         placed = places(rows)
         # without gradient rows may share what they begin with, e.g. the tool schemas
         each = _read([s for _, s in placed], passes.apart(model, placed, "plain"), head)
@@ -105,7 +107,7 @@ class Watch:
 
 
 def _read(slots: Sequence[Slot], hidden: Mapping[str, Tensor], head: OutputHead) -> dict[str, Tensor]:
-    """Per token [N] or per step [S]: the student's distance from what is stored, and its entropy."""
+    """Return, per token [N] or per step [S], the student's distance from the stored distribution, and its entropy."""
     states = torch.cat([hidden[s.key] for s in slots])
     device = states.device
     ids, said = supports(slots, device), sampled(slots, device)
@@ -128,13 +130,14 @@ def _read(slots: Sequence[Slot], hidden: Mapping[str, Tensor], head: OutputHead)
 
 
 def entropy(logprobs: Tensor) -> Tensor:
-    """Entropy of distributions [..., K] given as log-probabilities, nats [...]; entries of -inf contribute nothing."""
+    """Return the entropy in nats [...] of distributions [..., K] given as log-probabilities; entries of -inf contribute
+    nothing."""
     present = logprobs > -torch.inf
     return -(torch.where(present, logprobs.exp(), 0.0) * torch.where(present, logprobs, 0.0)).sum(-1)
 
 
 def times_watched(train: TrainSection, steps: float) -> int:
-    """Count how often training is watched: at logging steps, and after the last step."""
+    """Return how often training is watched: at logging steps, and after the last step."""
     every = train.logging_steps if train.watch.every is None else train.watch.every
     if every == 0:
         return 0

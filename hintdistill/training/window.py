@@ -1,11 +1,14 @@
-"""Truncated gradient: it flows only through the last W tokens before each scored span. Opt-in (`train.grad_window`).
+"""A truncated gradient that flows only through the last W tokens before each scored span. It is opt-in
+(`train.grad_window`).
 
-The student first reads the rows without gradient and leaves keys and values behind; then each span, with the W tokens before
-it, is read again with gradient and attends to what lies further back as to constants. The loss is the same, its gradient is an
-approximation: the share that reaches the weights through the keys and values of earlier tokens is left out. How good it is
-depends on the model and the traces, so the cosine to the exact gradient is measured while training and written down.
+The student first reads the rows without gradient and keeps keys and values. Then each span, with the W tokens before
+it, is read again with gradient, and attends to earlier tokens as constants. The loss is the same, but its gradient is
+an approximation: the share that reaches the weights through the keys and values of earlier tokens is left out. Its
+quality depends on the model and the traces, so the cosine with the exact gradient is measured during training and
+recorded.
 
-Source: truncated backpropagation as of recurrent networks (Williams & Peng 1990), here through attention's keys and values.
+Source: truncated backpropagation as in recurrent networks (Williams & Peng 1990), here through attention's keys and
+values.
 """
 
 from __future__ import annotations
@@ -27,30 +30,31 @@ from hintdistill.training.processes import lockstep
 from hintdistill.training.rows import TraceRow
 
 FILE = "grad_window.json"
-"""Step → cosine, in the working folder of a training."""
+"""File in a training's working folder that maps steps to cosines."""
 
 
 def require_window(passes: Passes) -> None:
-    """Raise ModelError if keys and values of earlier tokens cannot be taken as constants."""
-    hint = "leave train.grad_window out: the exact gradient needs none of this"
+    """Raise ModelError if keys and values of earlier tokens cannot be treated as constants."""
+    hint = "leave train.grad_window out: the exact gradient has no such requirement"
     model = passes.owner
     name = type(model.get_base_model() if hasattr(model, "get_base_model") else model).__name__
     if passes.way != "shared_prefix":
         raise ModelError(
-            f"train.grad_window needs a model whose layers all attend, and {name} is read by the way `{passes.way}`",
+            f"train.grad_window needs a model in which all layers attend, but {name} is read as `{passes.way}`",
             hint=hint,
         )
     if not passes.rides:
         raise ModelError(
-            f"train.grad_window reads tokens twice, and {name} drops other activations each time (dropout)", hint=hint
+            f"train.grad_window reads tokens twice, but {name} drops different activations each time (dropout)",
+            hint=hint,
         )
 
 
 def windows(rows: Sequence[TraceRow], width: int) -> list[Piece]:
-    """Return what is read with gradient: per scored span its positions and the `width` tokens before them.
+    """Return the tokens read with gradient: for each scored span its positions and the `width` tokens before them.
 
-    Spans whose windows overlap are read as one piece, so a little more than `width` tokens carry gradient there; in the
-    order of rows and positions.
+    Spans with overlapping windows are read as one piece, so slightly more than `width` tokens carry gradient there; the
+    order is that of rows and positions.
     """
     out: list[Piece] = []
     for i, row in enumerate(rows):
@@ -64,7 +68,7 @@ def windows(rows: Sequence[TraceRow], width: int) -> list[Piece]:
 
 
 def windowed(passes: Passes, model: Any, rows: Sequence[TraceRow], width: int, ride: bool) -> StudentPass:
-    """Return the student's pass over whole rows with a truncated gradient; see `Passes.student`."""
+    """Make the student's pass over whole rows with a truncated gradient; see `Passes.student`."""
     branched = [(i, s) for i, row in enumerate(rows) for s in row.slots if ride and len(s.block)]
     tree, memory = forest(rows, branched), Memory()
     pieces = windows(rows, width)
@@ -103,19 +107,21 @@ def windowed(passes: Passes, model: Any, rows: Sequence[TraceRow], width: int, r
 
 
 class WindowProbe:
-    """The cosine between the truncated and the exact gradient of a batch, at the first step and every so many."""
+    """Measure the cosine between the truncated and the exact gradient of a batch, at the first step and at regular
+    intervals."""
 
     def __init__(self, every: int, folder: str | Path, *, writes: bool = True) -> None:
-        """`every`: optimiser steps between two measurements; `writes`: whether this process keeps the file.
+        """Store the arguments; `every` is the number of optimiser steps between two measurements; `writes` is whether
+        this process keeps the file.
 
-        A resumed run takes the earlier measurements up again. Of several processes each measures its own rows.
+        A resumed run restores the earlier measurements. With several processes, each measures its own rows.
         """
         self.every, self.file, self.writes = every, Path(folder) / FILE, writes
         self.measured: dict[int, float] = {}
         if self.file.is_file():
             self.measured = {int(k): float(v) for k, v in read_json(self.file, dict).items()}
         self.fresh: float | None = None
-        """What was measured since the last log."""
+        """The measurements since the last log."""
         self._done = -1
         self._taken: list[tuple[Tensor | None, ...]] = []
 
@@ -124,7 +130,7 @@ class WindowProbe:
         return step % self.every == 0 and step != self._done
 
     def take(self, model: Any, loss: Tensor) -> None:
-        """One of the two gradients: of a loss, with respect to what the model trains."""
+        """Take one of the two gradients: of a loss, with respect to the trained parameters."""
         trained = [p for p in model.parameters() if p.requires_grad]
         self._taken.append(torch.autograd.grad(loss, trained, allow_unused=True))
 
@@ -139,7 +145,7 @@ class WindowProbe:
 
     @property
     def least(self) -> float | None:
-        """The least cosine measured so far."""
+        """Return the smallest cosine measured so far."""
         return min(self.measured.values(), default=None)
 
 

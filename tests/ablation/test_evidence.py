@@ -13,7 +13,7 @@ from benchmarks.ablation import critic_noise
 from benchmarks.ablation.__main__ import main
 from benchmarks.ablation.ablate import plan_jobs
 from benchmarks.ablation.scale import FULL_NOISE, scaled
-from benchmarks.ablation.settings import load_ablation
+from benchmarks.ablation.settings import load_ablation, parse_noise
 from benchmarks.ablation.table import clean, table_of
 from hintdistill.core.errors import ConfigError
 from hintdistill.core.scores import Measurement, Target
@@ -29,7 +29,7 @@ from hintdistill.core.statistics import (
     ratio,
     resampled_means,
 )
-from hintdistill.core.types import Critique
+from hintdistill.core.types import Critique, Finding, Trace
 from hintdistill.pipeline import variants
 from hintdistill.pipeline.preflight import error_probabilities, predict
 from hintdistill.prompts import PromptLibrary
@@ -203,6 +203,92 @@ def test_false_alarms_fall_on_clean_traces_only(data):
     clean_traces = [t for t in traces if not wrong[t.id]]
     assert len(alarms) / len(clean_traces) == pytest.approx(0.3, abs=0.15) and alarms
     assert all(not wrong[t.id] and f.hint for t, f in alarms)
+
+
+@pytest.fixture(scope="module")
+def judged(data):
+    traces, _, found, library = data
+    critiques = {t.id: Critique(trace_id=t.id, verdict="none") for t in traces}
+    for trace in traces:
+        if findings := tuple(label_steps(trace)):
+            critiques[trace.id] = Critique(trace_id=trace.id, verdict="findings", findings=findings)
+    return found, critiques, library
+
+
+@pytest.mark.parametrize("kind", ["near", "later", "tool", "mixed"])
+def test_plausible_mistakes_are_made_in_that_share_and_counted(judged, kind):
+    found, critiques, library = judged
+    assert critic_noise.plausible(found, critiques, library, kind, 0.0, "s") == found
+    some, every = (critic_noise.plausible(found, critiques, library, kind, p, "s") for p in (0.5, 1.0))
+    assert every == critic_noise.plausible(found, critiques, library, kind, 1.0, "s") and len(every) == len(found)
+    n, right = len(found), critic_noise.counted(every, found)["right"]
+    assert critic_noise.counted(every, found) == {"named": n, "right": right, "to_find": n}
+    assert right == 0 if kind in ("tool", "mixed") else right < n / 2, "what is last has no consequence"
+    half = critic_noise.counted(some, found)["right"]
+    assert (half - right) / (n - right) == pytest.approx(0.5, abs=0.15)
+
+
+def test_a_step_too_early_or_too_late(judged):
+    found, critiques, library = judged
+    got = critic_noise.plausible(found, critiques, library, "near", 1.0, "s")
+    wrong = variants.erring_steps(critiques)
+    moved = [(t, f, f0) for (t, f), (_, f0) in zip(got, found, strict=True) if f != f0]
+    assert {f.step - f0.step for _, f, f0 in moved} == {-1, 1} and len(moved) > len(found) / 2
+    assert all(f.step not in wrong[t.id] and f.hint and f.quote is None for t, f, _ in moved)
+
+
+def test_a_consequence_in_place_of_the_root(judged):
+    found, critiques, library = judged
+    got = critic_noise.plausible(found, critiques, library, "later", 1.0, "s")
+    for (trace, f), (_, f0) in zip(got, found, strict=True):
+        assert f == f0 or (f.step > f0.step and f.step == max(trace.own_steps) and f.hint)
+    trace, root = next((t, f) for t, f in found if f.step + 2 < len(t.own_steps))
+    caused = Finding(step=root.step + 1, error_class="ignored_error", caused_by=root.step, facts={"tool": "x"})
+    both = {trace.id: Critique(trace_id=trace.id, verdict="findings", findings=(root, caused))}
+    ((_, told),) = critic_noise.plausible([(trace, root)], both, library, "later", 1.0, "s")
+    assert told == caused.model_copy(update={"caused_by": None}), (
+        "what is recorded as a consequence comes before the last step"
+    )
+
+
+def test_the_right_step_and_another_legal_tool(judged):
+    found, critiques, library = judged
+    for trace, f in critic_noise.plausible(found, critiques, library, "tool", 1.0, "s"):
+        f0 = next(g for t, g in found if t.id == trace.id and g.step == f.step)
+        named = [name for name in trace.tool_schemas if name in f.hint.replace(".", " ").replace(",", " ").split()]
+        assert len(named) == 1 and named[0] != f0.facts.get("tool"), f.hint
+        assert (f.step, f.error_class, f.quote) == (f0.step, f0.error_class, f0.quote)
+    trace, finding = found[0]
+    finding = finding.model_copy(update={"hint": "Think about the request again."})
+    ((_, told),) = critic_noise.plausible([(trace, finding)], critiques, library, "tool", 1.0, "s")
+    assert told.hint.startswith("Call ") and told.hint.split()[1] in trace.tool_schemas
+
+
+def test_a_mistake_that_cannot_be_made_leaves_the_finding_right(judged):
+    found, _, library = judged
+    trace, finding = next((t, f) for t, f in found if f.step == max(t.own_steps) > 0)
+    alone = {trace.id: Critique(trace_id=trace.id, verdict="findings", findings=(finding,))}
+    assert critic_noise.plausible([(trace, finding)], alone, library, "later", 1.0, "s") == [(trace, finding)]
+    bare = Trace.model_validate(trace.model_dump() | {"tools": []})
+    assert critic_noise.plausible([(bare, finding)], alone, library, "tool", 1.0, "s") == [(bare, finding)]
+    ((_, mixed),) = critic_noise.plausible([(bare, finding)], alone, library, "mixed", 1.0, "s")
+    assert mixed.step == finding.step - 1, "one that can be made is"
+
+
+def test_one_class_is_missed(judged):
+    found, _, _ = judged
+    got = critic_noise.missed(found, "unknown_tool", 1.0, "s")
+    assert got == [(t, f) for t, f in found if f.error_class != "unknown_tool"] and 0 < len(got) < len(found)
+    assert critic_noise.counted(got, found) == {"named": len(got), "right": len(got), "to_find": len(found)}
+    assert len(got) < len(critic_noise.missed(found, "unknown_tool", 0.5, "s")) < len(found)
+
+
+def test_the_kinds_of_noise_are_read():
+    assert parse_noise("near:50+gate") == ("near", 0.5, True)
+    assert parse_noise("miss-unknown_tool:100") == ("miss-unknown_tool", 1.0, False)
+    for spec in ("miss:100", "near:101", "far:10", "tool:5+gates", "tool:-5"):
+        with pytest.raises(ValueError, match="is not of the form"):
+            parse_noise(spec)
 
 
 def test_another_wording_of_the_same_hint(data):

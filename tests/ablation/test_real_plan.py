@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
-from benchmarks.realmodel import jobs, plan
+from benchmarks.realmodel import arms, jobs, plan
 from benchmarks.realmodel.plan import PREREG, Announced, Plan, announced
 from hintdistill.config.file import load_config
 from hintdistill.core.errors import ConfigError
@@ -105,6 +106,50 @@ def test_a_second_round_depends_on_the_first(made):
     assert changed.key() != second.key()
     (drift,) = jobs.drifts_of([first, jobs.RealJob(made(), "none", 0), jobs.RealJob(made(), "rule", 0)])
     assert drift.name == "seed0/targeted.drift"
+
+
+def test_arms_with_later_makers_are_jobs_of_their_own_and_leave_the_announced_ones_as_they_were(made):
+    what, _ = announced()
+    later = ("shared_twins", *arms.MORE)
+    titles = [j.title for j in jobs.jobs_of(made(), what)]
+    assert set(later) <= {*what.added} and all(titles.count(name) == len(what.seeds) for name in later)
+    keys = {name: jobs.RealJob(made(), name, 0).key() for name in (*later, "targeted_twins", "shared", "targeted")}
+    assert len(set(keys.values())) == len(keys)
+    assert not [j for j in jobs.drifts_of(jobs.jobs_of(made(), what)) if "shared" in j.name]
+    with pytest.raises(ConfigError, match="shared is owed"):
+        jobs.RealJob(made(), "targeted_stop_twins", 0).run(lambda n: None)
+
+
+def held(kind: str, error_class: str | None = None) -> SimpleNamespace:
+    return SimpleNamespace(kind=kind, error_class=error_class)
+
+
+@pytest.mark.parametrize(
+    ("arm", "stop", "other", "hold"),
+    [
+        ("targeted", False, False, False),
+        ("targeted_twins", False, True, False),
+        ("targeted_stop_twins", True, True, False),
+        ("targeted_stop_hold", True, True, True),
+    ],
+)
+def test_what_an_arm_holds(made, arm, stop, other, hold):
+    assert arms._held_by(arm, held("twin", "stopped_early")) is stop
+    assert arms._held_by(arm, held("twin", "repeated_step")) is other
+    assert arms._held_by(arm, held("hold")) is hold and not arms._held_by(arm, held("anchor"))
+    section = arms.section_of(arm, made().config.train, {"learning_rate": 1e-3}, {})
+    assert (section.twins.per_finding, section.hold.split) == (3 if stop else int(other), "stop" if hold else None)
+    terms = section.effective_recipe.terms.values()
+    assert {t.rows for t in terms} >= {"hint", *(["twin"] if other else []), *(["hold"] if hold else [])}
+    others = jobs._others(jobs.RealJob(made(), arm, 0))
+    assert others == {k: 40 for k, of in (("twin", other), ("hold", hold)) if of}
+
+
+def test_the_run_folder_of_later_makers_differs_in_what_it_holds_alone(made, tmp_path):
+    one, more = (jobs.run_config(made(), 0, tmp_path, held=h) for h in (None, arms.HELD))
+    assert (more.train.twins.per_finding, more.train.hold.split, more.train.hold.limit) == (3, "stop", 40)
+    put_back = {"twins": one.train.twins, "hold": one.train.hold}
+    assert more.model_copy(update={"train": more.train.model_copy(update=put_back)}) == one
 
 
 # -- what is announced ---------------------------------------------------------------------------------------------------

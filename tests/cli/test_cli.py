@@ -41,7 +41,7 @@ def test_init_writes_a_config_that_loads(tmp_path):
     assert "relative to this file" in (folder / "hintdistill.yaml").read_text()
     config = hd.load_config(folder / "hintdistill.yaml")
     assert config.critic.prompts == str(folder / "prompts")
-    assert "is there already" in hintdistill("init", str(folder), expect=2).stderr
+    assert "already exists" in hintdistill("init", str(folder), expect=2).stderr
     plan = hintdistill(
         "run",
         str(folder / "hintdistill.yaml"),
@@ -109,8 +109,8 @@ def test_shipped_configs_are_listed_shown_and_copied(tmp_path):
     hintdistill("configs", "copy", "quickstart", str(copy))
     ours, theirs = hd.load_config(copy), hd.load_config(ROOT / "configs" / "quickstart.yaml")
     assert ours == theirs, "the copy means the same from another folder"
-    assert "is there already" in hintdistill("configs", "copy", "quickstart", str(copy), expect=2).stderr
-    assert "there are: " in hintdistill("configs", "show", "nothing", expect=2).stderr
+    assert "already exists" in hintdistill("configs", "copy", "quickstart", str(copy), expect=2).stderr
+    assert "available: " in hintdistill("configs", "show", "nothing", expect=2).stderr
 
 
 def test_prompts(tmp_path):
@@ -121,7 +121,7 @@ def test_prompts(tmp_path):
     (tmp_path / "hints").mkdir()
     (tmp_path / "hints" / "unknown_tool.jinja").write_text("There is no {{ wrong }}.")
     done = hintdistill("prompts", "check", "--prompts", str(tmp_path))
-    assert "advice: " in done.stdout and "it names the wrong word first" in done.stdout
+    assert "advice: " in done.stdout and "it mentions the wrong word first" in done.stdout
     (tmp_path / "hints" / "bad.jinja").write_text("{{ nope }}")
     done = hintdistill("prompts", "check", "--prompts", str(tmp_path), expect=2)
     assert "bad.jinja:1: unknown variable 'nope'" in done.stdout

@@ -131,7 +131,7 @@ def test_strict_and_sandboxed(folder):
     with pytest.raises(PromptError):
         PromptLibrary(folder).render("hints/x.jinja", {"tools": []})
     path.write_text("  {# nothing #} ")
-    with pytest.raises(PromptError, match="rendered to nothing"):
+    with pytest.raises(PromptError, match="renders to an empty text"):
         PromptLibrary(folder).render("hints/x.jinja", {})
 
 
@@ -229,5 +229,5 @@ def test_attempts_of_a_hard_task_are_told_apart_by_the_reader():
     assert texts[0] == attempts_context(SHIPPED, right[:1], wrong[:1])
     none = attempts_context(SHIPPED, [], ["x", "y"])
     assert "2 earlier attempts" in none and none.index("Attempt 1:\nx") < none.index("Attempt 2:\ny")
-    with pytest.raises(PromptError, match="nothing to tell apart"):
+    with pytest.raises(PromptError, match="nothing to contrast"):
         attempts_context(SHIPPED, ["x"], [])

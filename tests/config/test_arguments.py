@@ -33,8 +33,8 @@ def test_what_is_on_the_list_is_taken_and_converted():
         ("save_only_model", "would not end with the same weights"),
         ("learning_rate", r"learning_rate is set by train\.learning_rate"),
         ("use_liger_kernel", "replaces the model's forward pass"),
-        ("adam_beta3", "not among the Trainer's arguments.*did you mean adam_beta"),
-        ("quantum", "not among the Trainer's arguments that are passed on: optim"),
+        ("adam_beta3", "not an argument that can be passed on.*did you mean adam_beta"),
+        ("quantum", "passed on to the Trainer; the allowed ones are optim"),
     ],
 )
 def test_what_is_not_is_refused_by_name_with_the_reason(name, said):

@@ -42,10 +42,13 @@ def test_override_beats_file_and_null_resets(tmp_path):
         ("rescore.gate.min_drop=1", r"did you mean `rescore.gate.min_drop_nats`"),
         ("train.epochs=-1", r"train.epochs: .*greater than 0"),
         ("train.save_dtype=int8", r"train.save_dtype: .*'auto', 'float32' or 'bfloat16'"),
-        ("train={recipe: {teacher: {update: live}}, targets: stored}", "a teacher that is live has no stored targets"),
+        (
+            "train={recipe: {teacher: {update: live}}, targets: stored}",
+            "a teacher with the update rule live has no stored targets",
+        ),
         (
             "train={recipe: {terms: {distill: {support: {kind: full}}}}, targets: stored}",
-            "stored targets hold top-k entries",
+            "stored targets contain only top-k entries",
         ),
         ("train.micro_batch_size=3", "does not divide"),
         ("critic.use=[llm]", "critic.llm.base_url or critic.llm.model is not set"),
@@ -77,7 +80,7 @@ def test_missing_keys_and_files(tmp_path):
     with pytest.raises(ConfigError, match="no config file"):
         load_config(tmp_path / "nowhere.yaml")
     (tmp_path / "list.yaml").write_text("- 1")
-    with pytest.raises(ConfigError, match="must hold a mapping"):
+    with pytest.raises(ConfigError, match="must contain a mapping"):
         load_config(tmp_path / "list.yaml")
     (tmp_path / "broken.yaml").write_text("a: [")
     with pytest.raises(ConfigError, match="not valid YAML"):

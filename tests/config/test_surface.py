@@ -177,19 +177,19 @@ def test_the_json_schema_takes_what_the_loader_takes():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("critic.llm={strategy: binary_search, prompt: a.jinja}", "takes 2 prompts, in place of critic/half.jinja"),
+        ("critic.llm={strategy: binary_search, prompt: a.jinja}", "takes 2 prompts in place of critic/half.jinja"),
         ("critic.llm.prompt=[a.jinja, b.jinja]", "the strategy all_at_once takes 1 prompt"),
         (
             "critic.llm={strategy: step_by_step, prompt: critic/all_at_once.jinja}",
-            r"critic/all_at_once.jinja is the shipped prompt of another place \(prompt\); the strategy step_by_step asks with "
-            "critic/step.jinja there",
+            r"critic/all_at_once.jinja is the shipped prompt for another role \(prompt\), where the strategy step_by_step "
+            "uses critic/step.jinja",
         ),
         (
             "critic.llm={strategy: binary_search, prompt: [critic/step.jinja, a.jinja]}",
-            "asks with critic/half.jinja there",
+            "uses critic/half.jinja",
         ),
-        ("critic.llm.prompt=critic/repair.jinja", r"another place \(repair\)"),
-        ("critic.llm.price=[-1, 2]", "not below 0"),
+        ("critic.llm.prompt=critic/repair.jinja", r"another role \(repair\)"),
+        ("critic.llm.price=[-1, 2]", "must not be negative"),
         ("train.outcome.clip=[2, null]", "a low end between 0 and 1"),
         ("rescore.gate.checks=[leeks]", "'legal_gain', 'specific', 'leak'"),
     ],

@@ -196,7 +196,7 @@ def test_a_teacher_rule_follows_in_a_training_step(plugin, tmp_path):
     section = {"teacher": "halving", "targets": "in_step", "anchor": {"weight": 0.0}, "batch_size": 8, "epochs": 1}
     config = train_section(**section)
     assert not missing(config.effective_recipe, available(config))
-    with pytest.raises(ValueError, match="a teacher that is halving has no stored targets"):
+    with pytest.raises(ValueError, match="a teacher with the update rule halving has no stored targets"):
         train_section(teacher="halving", targets="stored")
     model = model_of("llama")
     trainer = trainer_of(model, targets_of(copy.deepcopy(model))[:2], tmp_path, **section, learning_rate=1e-2)

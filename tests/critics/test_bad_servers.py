@@ -50,9 +50,9 @@ def settings(server: BadServer, mode: str, folder: Path, *more: str) -> list[str
 def test_training_waits_for_owed_critiques(tmp_path, mode, more, reason):
     with bad_server() as server:
         done = hintdistill("run", *settings(server, mode, tmp_path / "run", *more), expect=5)
-    assert f"are owed a critique ({'2' if mode == 'mixed' else '4'} {reason})" in done.stderr
+    assert f"lack a critique ({'2' if mode == 'mixed' else '4'} {reason})" in done.stderr
     assert "critic.allow_owed" in done.stderr and not (tmp_path / "run" / "injections.jsonl").exists()
-    command = shlex.split(done.stderr.strip().rpartition("This continues it: ")[2])
+    command = shlex.split(done.stderr.strip().rpartition("Continue with: ")[2])
     assert command == ["hintdistill", "run", str(tmp_path / "run"), "--resume"]
 
 
@@ -123,8 +123,8 @@ def test_a_signal_while_a_critic_hangs_ends_the_run_and_says_how_to_continue(tmp
             os.kill(process.pid, number)
         _, said = process.communicate(timeout=10)
         assert process.returncode == 130 and said.count("\n") == 1, said
-        assert said.startswith(f"interrupted; {folder} keeps what is done")
-        words = shlex.split(said.strip().rpartition("This continues it: ")[2])
+        assert said.startswith(f"interrupted; finished work is kept in {folder}. ")
+        words = shlex.split(said.strip().rpartition("Continue with: ")[2])
         assert not (folder / "critiques.jsonl").exists() or rows(folder, "critiques") == []
         assert command == "run" or words[-2:] == ["--until", "critique"]
         hintdistill(*words[1:], f"critic.llm.base_url={server.url('none')}", "--until", "critique")

@@ -64,7 +64,7 @@ def test_hints_that_repair_the_labelled_step(config):
     assert result["quotes"]["hits"] == result["quotes"]["n"] > 0
     text = run(*ask, "traces.limit=12")
     assert "accepted by the gate" in text and "step repaired" in text and "quotes found" in text
-    assert "--hints goes with --labels" in run("critique", config, "--hints", expect=ConfigError)
+    assert "--hints needs --labels" in run("critique", config, "--hints", expect=ConfigError)
 
 
 def test_labels_of_published_sets(config):
@@ -94,7 +94,7 @@ def test_a_dry_run_of_labels_asks_nothing_and_a_critic_that_fails_is_no_success(
 
 def test_labels_that_are_not_there(config):
     said = run("critique", config, "--labels", "nowhere.jsonl", expect=InputError)
-    assert "no labels at nowhere.jsonl" in said and "--labels" in said
+    assert "nowhere.jsonl does not exist" in said and "--labels" in said
 
 
 def test_a_cascade_is_one_config(config, tmp_path):
@@ -311,7 +311,7 @@ def test_a_dry_run_asks_nothing(config):
         assert found["llm"]["requests"] == 12 and found["llm"]["prompt_tokens"] > 5000
         assert [r for r in server.received if r] == []
         text = run("critique", config, *settings, "critic.llm.strategy=step_by_step", "--dry-run")
-        assert "llm: " in text and "prompt tokens at most" in text
+        assert "llm: " in text and "at most" in text and "prompt tokens" in text
 
 
 def test_usage_and_money_are_in_the_report(config, tmp_path):
@@ -467,7 +467,7 @@ def test_an_edited_hint_that_no_finding_uses_is_said(config, tmp_path):
     labels = ("--labels", TOOLWORLD / "findings.jsonl", "traces.limit=60")
     got = json.loads(run("critique", config, *labels, *sides, "--json"))
     assert got["unused_hints"] == ["hints/policy_violation.jinja"] and got["exact"]["difference"] == 0.0
-    assert "hints/policy_violation.jinja differs, and no finding uses it" in run("critique", config, *labels, *sides)
+    assert "hints/policy_violation.jinja differs, but no finding uses it" in run("critique", config, *labels, *sides)
 
 
 def test_what_both_sides_inject_is_scored_once(config, tmp_path, monkeypatch):
@@ -495,7 +495,7 @@ def test_eject_writes_prompts_that_check(tmp_path):
     written = run("prompts", "eject", tmp_path / "mine").split()
     assert f"{tmp_path / 'mine' / 'critic' / 'all_at_once.jinja'}" in written
     assert "no problems" in run("prompts", "check", "--prompts", tmp_path / "mine")
-    assert "is there already" in run("prompts", "eject", tmp_path / "mine", "critic/step.jinja", expect=PromptError)
+    assert "already exists" in run("prompts", "eject", tmp_path / "mine", "critic/step.jinja", expect=PromptError)
     assert run("prompts", "eject", tmp_path / "one", "critic/step.jinja").split() == [
         str(tmp_path / "one" / "critic" / "step.jinja")
     ]
@@ -526,7 +526,7 @@ def test_render_takes_files_and_says_what_is_missing(tmp_path):
     assert "find no skipped_lookup" in run(
         "prompts", "render", "hints/skipped_lookup.jinja", "--trace", traces, expect=InputError
     )
-    assert "no trace to render for" in run("prompts", "render", "critic/step.jinja", expect=InputError)
+    assert "no trace given to render the prompt for" in run("prompts", "render", "critic/step.jinja", expect=InputError)
 
 
 def test_a_shared_report_holds_no_trace_text(config, tmp_path):

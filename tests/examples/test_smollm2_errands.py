@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 
 import pytest
@@ -141,6 +142,61 @@ def test_a_call_after_everything_is_found_is_wrong_and_a_sentence_is_right(world
     name = by_kind(world, "found", "near")
     trace = play(world, name, lambda task, *_: world.call_text(f"find_{task.asked[0]}", task.city))
     assert trace.reward == 0.0 and [f.error_class for f in world.check(trace)] == ["unneeded_call"]
+
+
+def test_tasks_of_the_split_stop_are_done_by_one_look_up_of_a_form_that_training_may_use(world):
+    forms, sizes = set(), set()
+    for name in world.Errands().splits()["stop"]:
+        task = world.Task.parse(name)
+        *_, look_up, observation = task.opening
+        assert task.given == len(task.asked) and world.spoken(look_up) == (f"find_{task.asked[0]}", task.city)
+        found = {t: task.results[t] for t in task.asked}
+        forms |= {form for form, made in world.FORMS.items() if json.loads(observation.content) == made(found)}
+        sizes.add(len(task.asked))
+        assert not {*task.asked} & {*world.UNSEEN}
+        goes_on = play(world, name, lambda task, *_: world.call_text(f"find_{task.asked[-1]}", task.city))
+        assert goes_on.reward == 0.0 and [f.error_class for f in world.check(goes_on)] == ["unneeded_call"]
+    assert forms == set(world.FORMS) and sizes == {1, 2}
+
+
+def stopped(world, request: str, observation: str) -> list[str]:
+    """Error classes of an errand of a box and a map whose box was looked up, and that ends then."""
+    system = Message(role="system", content="Tools:\nfind_box(city)\nfind_map(city)")
+    said = [
+        Message(role="user", content=request),
+        Message(role="assistant", content=world.call_text("find_box", "Oslo"), given=True),
+    ]
+    messages = (system, *said, Message(role="tool", content=observation), Message(role="assistant", content="Done."))
+    return [f.error_class for f in world.check(Trace(id="t", messages=messages))]
+
+
+BOTH = "I need a box and a map in Oslo."
+
+
+@pytest.mark.parametrize(
+    ("request_", "observation", "right"),
+    [
+        (BOTH, '{"box": "A1"}', False),
+        ("I need a box in Oslo.", '{"box": "A1"}', True),
+        (f"{BOTH} The map is not needed.", '{"box": "A1"}', True),
+        (f"{BOTH} I have the map.", '{"box": "A1"}', True),
+        (f"{BOTH} The box is not needed.", '{"box": "A1"}', False),
+        (f"{BOTH} The map is not needed. I have the box.", '{"error": "busy"}', True),
+        (BOTH, '{"box": "A1", "map": "B2"}', True),
+        (BOTH, '{"status": "ok", "result": {"box": "A1", "map": "B2"}}', True),
+        (BOTH, '{"box": "A1", "map": "B2", "done": true}', True),
+        (BOTH, '{"box": "A1", "map": null}', False),
+        (BOTH, '{"box": "A1", "note": "the map is B2"}', False),
+        (BOTH, "map", False),
+    ],
+)
+def test_when_it_is_right_to_stop(world, request_, observation, right):
+    assert stopped(world, request_, observation) == ([] if right else ["stopped_early"])
+
+
+def test_a_request_that_says_anything_else_cannot_be_judged(world):
+    with pytest.raises(ValueError, match="no request of Errands"):
+        stopped(world, f"{BOTH} Use find_box for it.", '{"box": "A1"}')
 
 
 def test_a_failed_look_up_may_wait_but_must_not_be_forgotten(world):

@@ -10,7 +10,9 @@ from support.errands import errands
 
 from hintdistill.core.extensions import TWIN_MAKERS
 from hintdistill.core.importing import load_object
-from hintdistill.core.types import Trace
+from hintdistill.core.types import Message, Trace
+from hintdistill.injection.twin_makers import twin_edits
+from hintdistill.injection.twins import apply_edit
 from hintdistill.rollouts.evaluate import outcome_of
 from hintdistill.rollouts.pairs import right_tasks, score, table, tasks_of_pairs
 from hintdistill.rollouts.parsing import parse_hermes
@@ -69,6 +71,57 @@ def test_families_are_either_for_makers_or_for_testing(suite):
         own = [e for e in of("EDITS").values() if e.habit == habit and e.family in suite.tests]
         kinds = {kind for m in TWIN_MAKERS.entries() if habit in m.classes for kind in m.kinds}
         assert len(own) >= 2 and not kinds & {e.name for e in own}, habit
+
+
+def erring(pair):
+    """A trace in which the habit errs at a pair's trigger, and what is missing is found afterwards; and its finding."""
+    scene = of("scene_of")(pair.trigger)
+    did = "The answer is B77." if pair.habit == "ignored_error" else habit_of(pair)
+    later = []
+    for thing in (scene.first, scene.second):
+        later += [
+            Message(role="user", content=errands().NUDGE.format(thing=thing)),
+            parse_hermes(errands().call_text(f"find_{thing}", scene.city)),
+            Message(role="tool", content=f'{{"{thing}": "{scene.results[thing]}"}}'),
+        ]
+    # the call of this errand is the agent's own; the scene has it as text
+    above = [parse_hermes(m.content) if m.content == scene.call else m for m in scene.messages]
+    trace = Trace(id="t", messages=(*above, parse_hermes(did), *later))
+    finding = next(f for f in errands().check(trace) if f.error_class == pair.habit)
+    return trace, finding
+
+
+def read_by_the_student(messages) -> list[str]:
+    """What is said above a step, a call as `call`: one text each."""
+    return [(m.content if m.role != "assistant" or m.given else None) or "call" for m in messages]
+
+
+def test_no_maker_makes_a_near_miss_of_a_test_family_and_those_of_its_own_are_made(suite):
+    made_own = set()
+    for pair in suite.read(per_family=3):
+        trace, finding = erring(pair)
+        scene = of("scene_of")(pair.near_miss)
+        near = ["call" if m.content == scene.call else m.content for m in scene.messages]
+        for edit in twin_edits(trace, finding):
+            edited, step = apply_edit(trace, finding.step, edit)
+            above = read_by_the_student(edited.before(step))
+            assert above != near or pair.family in suite.makers, (pair.id, edit.kind)
+            if above == near:
+                made_own.add(pair.family)
+    assert made_own == {"stopped_early.nested", "stopped_early.done", "repeated_step.removed"}
+
+
+def test_hold_traces_are_of_families_that_training_may_use(suite):
+    """The split `stop` has the forms of maker families, other things and other cities, and no conversation of the suite."""
+    world = errands()
+    assert {f"{habit}.{form}" for habit in ("stopped_early", "ignored_error") for form in world.FORMS} <= {
+        *suite.makers
+    }
+    shown = {tuple(m.content for m in of("scene_of")(t).messages) for t in tasks_of_pairs(suite.read())}
+    for name in world.Errands().splits()["stop"]:
+        task = world.Task.parse(name)
+        assert not {*task.asked} & {*world.UNSEEN} and task.city not in world.TEST_CITIES
+        assert tuple(m.content for m in task.opening) not in shown
 
 
 def test_names_of_edits_tell_them_apart_and_things_are_unseen(suite):

@@ -121,7 +121,7 @@ def test_a_template_that_does_is_told(tmp_path):
     path = tmp_path / "hints" / "unknown_tool.jinja"
     path.write_text("There is no {{ wrong }}. {% if right is defined %}Use {{ right }}.{% endif %}")
     (advice,) = PromptLibrary(tmp_path).advice("hints/unknown_tool.jinja")
-    assert advice.startswith(f"{path}: it names the wrong word first")
+    assert advice.startswith(f"{path}: it mentions the wrong word first")
     path.write_text(
         "{% if right is defined %}Use {{ right }}, not {{ wrong }}.{% else %}Look: {{ tools | join(' ') }}{% endif %}"
     )

@@ -78,13 +78,31 @@ CASES = {
         {},
     ),
     "wrong_tool": ((SYSTEM, ASK, call("get_time", '{"city":"Paris"}')), {}),
+    "stopped_early": (
+        (
+            SYSTEM,
+            Message(role="user", content="Find the order, the weather and the time in Paris."),
+            call("get_order", '{"order_id":"A-77"}'),
+            tool('{"order":"A-77"}'),
+            call("get_weather", '{"city":"Paris"}'),
+            tool('{"weather":21}'),
+            Message(role="assistant", content="That is all."),
+            Message(role="user", content="What about the time?"),
+            call("get_time", '{"city":"Paris"}'),
+            tool('{"clock":"9:30"}'),
+        ),
+        {"missing": ["time"]},
+    ),
 }
+ERRING = {"stopped_early": 2}
+"""The erring step where it is not the last one."""
 
 
 def case_of(name: str) -> tuple[Trace, Finding]:
     messages, facts = CASES[name]
     trace = Trace(id=name, messages=messages, tools=TOOLS)
-    return trace, Finding(step=len(trace.step_indices) - 1, error_class=name.partition("/")[0], facts=facts)
+    step = ERRING.get(name, len(trace.step_indices) - 1)
+    return trace, Finding(step=step, error_class=name.partition("/")[0], facts=facts)
 
 
 def moved(old, new) -> tuple[int, int]:
@@ -174,7 +192,7 @@ def test_at_least_three_kinds_a_class_and_the_checks_are_clean(name):
     assert len({e.kind for e in edits}) == len(edits) >= 3
     assert {e.kind for e in edits} <= set(TWIN_MAKERS.get(edits[0].maker).kinds)
     rules = RulesCritic(CHECKS)
-    if not name.startswith(("skipped", "wrong_tool")):
+    if not name.startswith(("skipped", "wrong_tool", "stopped")):
         assert [f.error_class for f in rules.check(trace).findings if f.step == finding.step] == [finding.error_class]
     for edit in edits:
         edited, step = apply_edit(trace, finding.step, edit)

@@ -229,3 +229,79 @@ def test_rock_tokens_without_ids_are_refused():
     assert [n.name for n in missing(load_recipe("rock_freeze"), everything)] == ["frozen_ids"]
     some = [{"score": "token_id", "shape": "freeze", "ids": [5], "weight": 0.0}]
     assert missing(load_recipe("rock_freeze", {"terms": {"distill": {"weights": some}}}), everything) == []
+
+
+# -- DASD ------------------------------------------------------------------------------------------------------------------
+
+
+def dasd(c: Case, a: torch.Tensor, bound: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss and the normalised gaps before the bound; written from the paper's formula, token by token."""
+    s, t = c.z.detach().log_softmax(-1), c.views["teacher"]
+    entropy = [-sum(math.exp(float(x)) * float(x) for x in row) for row in s]
+    gap = [float(t[i, c.y[i]] - s[i, c.y[i]]) for i in range(N)]
+    mean = sum(entropy) / N
+    spread = sum(abs(h - mean) for h in entropy) / N
+    at, ordered = 0.2 * (N - 1), sorted(entropy)
+    low = ordered[int(at)] + (at - int(at)) * (ordered[int(at) + 1] - ordered[int(at)])
+    median = sorted(abs(g) for g in gap)[(N - 1) // 2] + 1e-6
+    scaled = torch.tensor([g / median for g in gap], dtype=F64)
+    direction = torch.tensor([math.tanh((low - h) / spread) for h in entropy], dtype=F64)
+    routed = direction / (1 + (1 - scaled.abs()).exp())
+    return clipped((c.own - c.then).exp(), a + routed * scaled.clamp(-bound, bound)).mean(), scaled
+
+
+@pytest.mark.parametrize("sure", [False, True])
+def test_dasd_is_the_papers_formula_with_a_declared_bound(sure):
+    """A student that is sure of most tokens has a median gap near 0; without the bound one token would outweigh the verifier."""
+    c = case("teacher")
+    if sure:
+        c.views["teacher"] = c.z.detach().log_softmax(-1).index_copy(0, torch.tensor([3]), c.views["teacher"][3:4])
+    a = torch.tensor([0.7, -0.4, 0.2], dtype=F64)
+    wanted, scaled = dasd(c, a.repeat_interleave(torch.tensor(LENGTHS)), 5.0)
+    same(load_recipe("dasd"), c.batch(advantage=a), wanted, c.z)
+    assert (float(scaled.abs().max()) > 1e4) == sure and float(wanted.detach().abs()) < 6
+    recipe = load_recipe("dasd")
+    bound = recipe.coupling.credit[-1].then[0].parameters
+    assert bound == {"low": -5.0, "high": 5.0} and "clip of δ̄ at ±5" in recipe.ours and "clip(δ̄, ±5)" in recipe.formula
+
+
+def test_dasd_without_its_bound_is_the_printed_formula():
+    credit = load_recipe("dasd").model_dump(by_alias=True, exclude_defaults=True)["coupling"]["credit"]
+    bare = load_recipe("dasd", {"coupling": {"credit": [{k: v for k, v in w.items() if k != "then"} for w in credit]}})
+    c, a = case("teacher"), torch.tensor([0.7, -0.4, 0.2], dtype=F64)
+    same(bare, c.batch(advantage=a), dasd(c, a.repeat_interleave(torch.tensor(LENGTHS)), math.inf)[0], c.z)
+
+
+# -- EDGE-OPD, HERO --------------------------------------------------------------------------------------------------------
+
+
+def test_edge_opd_keeps_what_the_rule_makes_likelier_and_a_sure_student_loses_little():
+    c = case("teacher", near=0.5)
+    c.views |= {"plain": c.z.detach().log_softmax(-1), "initial": c.views["teacher"]}
+    kept = [i for i in range(N) if float(c.at("teacher")[i] - c.at("plain")[i]) > 0]
+    assert 0 < len(kept) < N
+    gaps = [float(c.at("teacher")[i] - c.own[i].detach()) for i in kept]
+    wanted = torch.stack([-g * c.own[i] for g, i in zip(gaps, kept, strict=True)]).mean()
+    same(load_recipe("edge_opd"), c.batch(), wanted, c.z)
+    # with the live teacher the gap of a kept token is at most its surprisal
+    assert all(0 < g <= -float(c.own[i].detach()) for g, i in zip(gaps, kept, strict=True))
+    assert float(wanted.detach()) <= float((c.own[kept].detach() ** 2).mean())
+
+
+@pytest.mark.parametrize("scale", [0.3, 5.0])
+def test_hero_is_the_mean_over_turns_of_each_turns_mean(scale):
+    """JSD ½ on the student's top k and the rest, times the ratio to the sampler within [.4, 10]."""
+    c, k = case("teacher"), 6
+    c.then = c.own.detach() + scale * logits(31)[:, 0]
+    each = []
+    for i in range(N):
+        s, t = c.z[i].softmax(-1), c.views["teacher"][i].exp()
+        top = s.detach().topk(k).indices
+        p, q = (torch.cat([x[top], (1 - x[top].sum())[None]]) for x in (s, t))
+        m = (p + q) / 2
+        jsd = 0.5 * (p * (p / m).log()).sum() + 0.5 * (q * (q / m).log()).sum()
+        each.append(jsd * min(10.0, max(0.4, math.exp(float(c.own[i].detach() - c.then[i])))))
+    turns = [torch.stack(each[start : start + n]).mean() for start, n in ((0, 5), (5, 4), (9, 3))]
+    recipe = load_recipe("hero", {"terms": {"distill": {"support": {"k": k}}}})
+    same(recipe, c.batch(), torch.stack(turns).mean(), c.z)
+    assert float(torch.stack(turns).mean().detach()) <= 10 * math.log(2)

@@ -47,9 +47,9 @@ def test_an_advantage_is_the_reward_minus_the_mean_of_its_task():
     [
         ([trace("a", None)], InputError, "trace a has the reward None"),
         ([trace("a", math.nan)], InputError, "has the reward nan"),
-        ([trace("a", 1.0), trace("a", 0.0)], InputError, "two traces are called a"),
-        ([trace("a", 1.0, "u"), trace("b", 0.0, "v")], EmptyFunnelError, "each task was played once"),
-        ([trace("a", 1.0), trace("b", 1.0)], EmptyFunnelError, "all rewards are alike"),
+        ([trace("a", 1.0), trace("a", 0.0)], InputError, "two traces have the id a"),
+        ([trace("a", 1.0, "u"), trace("b", 0.0, "v")], EmptyFunnelError, "each task was played only once"),
+        ([trace("a", 1.0), trace("b", 1.0)], EmptyFunnelError, "all rewards are equal"),
     ],
 )
 def test_rewards_that_say_nothing_are_refused(traces, error, message):

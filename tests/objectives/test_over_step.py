@@ -17,7 +17,7 @@ from hintdistill.recipes.describe import over_step, over_step_costs, text
 F64 = torch.float64
 LENGTHS, V = [6, 3, 5, 4], 13
 SEEDS = [11, 12, 13, 14]
-STATISTICAL = [n for n in recipe_names() if load_recipe(n).kind == "objective" and over_step(load_recipe(n))]
+STATISTICAL = [n for n in recipe_names() if over_step(load_recipe(n))]
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -40,13 +40,10 @@ def batch_of(recipe) -> tuple[torch.Tensor, Batch]:
         "reward": torch.tensor([1.0, 1.0, 0.0, 1.0]),
         "advantage": torch.tensor([0.5, 0.25, -0.75, 0.1], dtype=F64),
         "group_acc": torch.full((4,), 0.4),
-        "confidence": torch.ones(4),
         "rollout_ppl_S": sets,
         "rollout_ppl_T": sets,
-        **{k: torch.ones(n) for k in ("in_quote", "error_span", "key_span", "tag", "turn_is_target", "on_policy")},
+        **{k: torch.ones(n) for k in ("in_quote", "error_span", "key_span")},
         "since_error": torch.arange(n).float(),
-        "lookahead": draw(n),
-        "lagged": draw(n),
     }
     return z, Batch(views, torch.randint(0, V, (n,), generator=g), LENGTHS, facts, hidden)
 

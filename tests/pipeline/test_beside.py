@@ -18,7 +18,7 @@ from hintdistill.pipeline.progress import Console
 def test_what_the_targets_depend_on_is_refused(tmp_path):
     """Before anything is read."""
     for name, overrides, said in (
-        ("../x", [], "names no folder"),
+        ("../x", [], "is not a valid folder name"),
         ("a", ["rescore.top_k=8"], "rescore.top_k=8 is not a setting of training"),
     ):
         with pytest.raises(ConfigError, match=said):

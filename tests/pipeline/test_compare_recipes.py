@@ -34,7 +34,7 @@ def test_arms_are_recipes_at_rates():
         (["targeted", "hint_sdd"], "hint_sd"),
         (["targeted@fast", "hint_sd"], "not a learning rate"),
         (["targeted@-1", "hint_sd"], "greater than 0"),
-        (["hint_sd@1e-5", "hint_sd@0.00001"], "named twice"),
+        (["hint_sd@1e-5", "hint_sd@0.00001"], "is given twice"),
     ],
 )
 def test_what_is_no_arm_is_said(words, message):
@@ -87,10 +87,10 @@ def document() -> dict:
 def test_the_page_and_the_table_say_what_must_be_said(capsys):
     page = markdown(document())
     assert "| `targeted` | 0.0002 | 9 | 0.125 | 1.50 (1.00…2.00) | 0.00125 | 12 |" in page
-    assert "16 hint rows and 4 optimiser steps" in page and "An environment is not played." in page
+    assert "16 hint rows and 4 optimiser steps" in page and "No environment was played." in page
     said = remarks(document())
     assert said == [
-        "rlsd@1 does not lower an error token by the teacher's doing",
+        "rlsd@1 does not lower an error token because the teacher does",
         "rlsd@1 has no result: the loss is nan",
         "sdft is sdft, changed: the teacher reads feedback, not demo",
     ]
@@ -110,7 +110,7 @@ def test_a_small_comparison_resumes_job_by_job(tmp_path):
     assert all(a["kl_per_token"] >= 0 and a["train_seconds"] > 0 for a in first["arms"])
     assert not list((out / "arms").rglob("*.safetensors")), "trained weights are removed"
     assert json.loads((out / "compare.json").read_text()) == first and "`hint_sd`" in (out / "compare.md").read_text()
-    with pytest.raises(ConfigError, match="is there already"):
+    with pytest.raises(ConfigError, match="already exists"):
         compare_recipes(config_of, out, arms, settings, console=quiet)
     results = {p: p.stat().st_mtime_ns for p in (out / "results").rglob("result.json")}
     again = out / "results" / "targeted" / "result.json"

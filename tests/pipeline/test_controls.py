@@ -71,7 +71,7 @@ def test_corrections_are_the_hinted_models_and_what_critics_object_to_is_left_ou
 
 
 def test_an_arm_without_a_result_is_owed_and_no_other(run, document):
-    with pytest.raises(ConfigError, match="has controls already"):
+    with pytest.raises(ConfigError, match="already has controls"):
         run_controls(run, SMALL, SOME, console=QUIET)
     again = run / "controls" / "placebo" / "result.json"
     before = {p: p.stat().st_mtime_ns for p in run.rglob("result.json")}
@@ -171,7 +171,7 @@ def test_what_is_wrong_is_said_before_the_folder_is_looked_at_and_names_its_own_
         run_controls(tmp_path / "none", SMALL, ("sham",), console=QUIET)
     with pytest.raises(ConfigError) as unknown:
         load_as(ControlsSettings, None, ["foo=3"])
-    assert unknown.value.hint == "keys are listed in docs/controls.md"
+    assert unknown.value.hint == "docs/controls.md lists all keys"
     manifest = json.loads((run / "manifest.json").read_text()) | {"schema": 1}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ConfigError, match="run schema 1") as older:
@@ -214,11 +214,11 @@ def test_an_ablate_section_in_a_runs_config_is_told_where_it_went(tmp_path):
 def test_a_dry_run_says_which_arms_are_owed_and_writes_nothing(run, document):
     before = {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file()}
     words = ["controls", str(run), "rows=16", "steps=16", "clean_steps=8", "--dry-run"]
-    with pytest.raises(ConfigError, match="has controls already"):
+    with pytest.raises(ConfigError, match="already has controls"):
         CliRunner().invoke(app, words, catch_exceptions=False)
     ahead = json.loads(CliRunner().invoke(app, [*words, "--resume", "--json"], catch_exceptions=False).stdout)
     assert {*ahead["arms"], *ahead["finished"]} == set(ARMS) and {"hint", "placebo"} <= set(ahead["finished"])
     assert (ahead["hints"], ahead["steps"], ahead["money"]) == (16, 16, 0.0) and ahead["tokens"] > 0
     text = CliRunner().invoke(app, [*words, "--resume"], catch_exceptions=False).stdout
-    assert text.startswith(f"arms: {', '.join(ahead['arms'])} (finished before: ") and "\nbytes: " in text
+    assert text.startswith(f"arms: {', '.join(ahead['arms'])} (already finished: ") and "\nbytes: " in text
     assert {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file()} == before

@@ -75,7 +75,7 @@ def test_resume_refuses_it_by_name_and_changes_nothing(folder):
     files = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     overrides = [f"run.dir={folder}", "critic.use=[rules]", "rollout.environment=null"]
     with pytest.raises(
-        ConfigError, match=r"made by run schema 1 \(hintdistill 0\.1\.0\); this release continues 2"
+        ConfigError, match=r"made with run schema 1 \(hintdistill 0\.1\.0\), but this release continues only 2"
     ) as caught:
         run("run", "configs/quickstart.yaml", "--resume", "-q", *overrides)
     assert "run.dir=" in caught.value.hint and "show" in caught.value.hint
@@ -112,7 +112,7 @@ def test_its_configuration_is_read_and_unknown_keys_are_named(folder):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ('{"schema": 99}', "run schema 99; this release reads 1 and 2"),
+        ('{"schema": 99}', "run schema 99, but this release reads only 1 and 2"),
         ("[]", "holds no JSON object"),
         ("{", "is not JSON"),
     ],

@@ -106,9 +106,9 @@ def test_report_and_card_count_them_and_say_that_no_other_step_was_held(held):
     assert funnel["rescore"]["holds"] == 8 and funnel["train"]["holds"] == 8 and funnel["train"]["anchors"] == 0
     assert 0 < document["train"]["hold_rows"] <= 8
     card = (held.student_folder / "README.md").read_text()
-    assert f"Held at what the initial model says there: {document['train']['hold_rows']} steps of hold traces." in card
+    assert f"Held at the initial model's distribution: {document['train']['hold_rows']} steps of hold traces." in card
     assert "| hold traces (never critiqued, never hinted) | 4; not one: 1 also_trained, 1 not_json |" in card
-    assert any("also among the traces that are corrected" in w for w in document["warnings"])
+    assert any("is also a training trace" in w for w in document["warnings"])
 
 
 def test_too_little_held_is_warned_of_with_what_to_do(held):
@@ -119,16 +119,16 @@ def test_too_little_held_is_warned_of_with_what_to_do(held):
     assert not console.warnings
     train.warn_if_little_is_held(ctx, hints)
     assert len(console.warnings) == 1
-    for word in (f"{len(hints)} hints and only 0 steps", "train.anchor.weight", "train.hold"):
+    for word in (f"{len(hints)} hints, but only 0 steps", "train.anchor.weight", "train.hold"):
         assert word in console.warnings[0]
 
 
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["train.hold={path: x.jsonl, split: near}"], "set path or split, not both"),
+        (["train.hold={path: x.jsonl, split: near}"], "set either path or split"),
         (["train.hold.split=near"], "needs rollout.environment"),
-        ([*ROLLOUT, "rollout.splits=[test]", "train.hold.split=test"], "is measured by rollout.splits"),
+        ([*ROLLOUT, "rollout.splits=[test]", "train.hold.split=test"], "is also measured by rollout.splits"),
     ],
 )
 def test_what_contradicts_itself_is_refused(overrides, said):

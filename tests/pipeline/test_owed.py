@@ -24,7 +24,7 @@ def test_owed_critiques_stop_training_and_a_share_that_is_allowed_does_not(tmp_p
             "run.device=cpu",
         ]
         stopped = hintdistill("run", *settings, "--until", "train", expect=5)
-        assert "14 of 14 traces are owed a critique (14 status)" in stopped.stderr
+        assert "14 of 14 traces lack a critique (14 status)" in stopped.stderr
         assert "critic.allow_owed=1 trains without them" in stopped.stderr
         assert not (tmp_path / "run" / "injections.jsonl").exists() and not (tmp_path / "run" / "student").exists()
         # a share below what is owed stops as well

@@ -467,10 +467,10 @@ def test_traces_of_another_model_stop_before_training(tmp_path):
 
 def test_a_used_folder_and_a_folder_with_other_things(straight, tmp_path):
     done = hintdistill("run", "configs/quickstart.yaml", f"run.dir={straight}", *SMALL, expect=2)
-    assert "holds a run already" in done.stderr and "--resume" in done.stderr
+    assert "already contains a run" in done.stderr and "--resume" in done.stderr
     (tmp_path / "thing").write_text("x")
     done = hintdistill("run", "configs/quickstart.yaml", f"run.dir={tmp_path}", *SMALL, expect=2)
-    assert "is not empty and holds no run" in done.stderr
+    assert "is not empty and contains no run" in done.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == ["thing"]
     hintdistill("report", str(tmp_path), expect=3)
 
@@ -534,9 +534,7 @@ def test_interrupt_is_130(tmp_path):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert (
-        process.returncode == 130 and "This continues it: hintdistill run" in err and err.rstrip().endswith("--resume")
-    )
+    assert process.returncode == 130 and "Continue with: hintdistill run" in err and err.rstrip().endswith("--resume")
 
 
 def test_real_airline_traces_end_in_token_exact_splices(tmp_path):

@@ -198,7 +198,7 @@ def test_rounds_whose_episodes_come_to_nothing_are_a_collapse(tmp_path, monkeypa
         "rollout.limit=2",
         f"rollout.environment={tmp_path}/broken.py:Suite",
     )
-    with pytest.raises(TripwireError, match="collapse: 8 of 8 episodes came to nothing"):
+    with pytest.raises(TripwireError, match="collapse: 8 of 8 episodes failed without a result"):
         run(settings, tmp_path / "run", console=Console(quiet=True))
     reasons = document(tmp_path / "run")["rounds"][0]["episodes"]["reasons"]
     assert reasons == {"step raised RuntimeError: no tools today": 8}
@@ -221,7 +221,7 @@ def test_a_student_that_collapses_in_play_is_not_the_last_good_one(tmp_path, mon
         run(settings, tmp_path / "run", console=Console(quiet=True))
     first, second = document(tmp_path / "run")["rounds"]
     assert first["trained"] and second["collapsed_in_play"]
-    assert not (tmp_path / "run" / "student").exists() and "the one it started from" in caught.value.hint
+    assert not (tmp_path / "run" / "student").exists() and "the initial one" in caught.value.hint
 
 
 def test_more_than_the_allowed_share_of_failed_episodes_is_a_collapse(tmp_path):
@@ -237,7 +237,7 @@ def test_more_than_the_allowed_share_of_failed_episodes_is_a_collapse(tmp_path):
         (["traces.path=x.jsonl"], "leave traces.path empty"),
         (["rollout.environment="], "needs rollout.environment"),
         (["rollout.source=replay"], "set traces.path"),
-        (["critic.use=[recorded]", "critic.recorded.path=x"], "say nothing of fresh traces"),
+        (["critic.use=[recorded]", "critic.recorded.path=x"], "do not apply to fresh traces"),
         (["critic.checker="], "critic.checker is not set"),
     ],
 )

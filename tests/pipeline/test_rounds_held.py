@@ -127,4 +127,4 @@ def test_a_later_round_without_recorded_log_probabilities_is_refused(loop):
     first = RunDir(loop / "rounds" / "01" / "run")
     start, console = first.config()[0], Console(quiet=True)
     train.check_sampler(RunContext(start, first, console), bare)
-    assert "divides by the policy that the run starts from" in console.warnings[0]
+    assert "divides by the run's initial policy" in console.warnings[0]

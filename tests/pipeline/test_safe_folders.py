@@ -89,7 +89,7 @@ def test_no_command_runs_what_a_foreign_folder_names(run: Path, evil: Path, tmp_
     settings_of(run, change)
     mark = tmp_path / "EXECUTED"
     done = hintdistill("report", str(run))
-    assert "nothing was measured in the environment" in done.stderr and "--trust" in done.stderr
+    assert "success in the environment was not measured" in done.stderr and "--trust" in done.stderr
     warned = json.loads((run / "report.json").read_text())["warnings"]
     assert any("was not written by you on this machine" in w for w in warned)
     assert RunDir(run).is_own() is False, "a report does not make it ours"
@@ -134,7 +134,7 @@ def test_what_a_foreign_folder_names_is_not_downloaded_asked_or_followed(run: Pa
     assert "may not ask example.org" in said
     (run / "evaluations.jsonl").unlink(missing_ok=True)
     (run / "evaluations.jsonl").symlink_to(tmp_path / "elsewhere")
-    assert "is not an ordinary file" in hintdistill("report", str(run), expect=3).stderr
+    assert "is not a regular file" in hintdistill("report", str(run), expect=3).stderr
     assert not (tmp_path / "elsewhere").exists()
 
 
@@ -185,8 +185,8 @@ def test_damage_is_named_repaired_and_made_again(run: Path, trained: Path):
         "part-",
         "other bytes than were written",
         "model.safetensors has",
-        "tokenizer.json is not there",
-        "critiques.jsonl: 2 lines are not rows, the first is 2",
+        "tokenizer.json is missing",
+        "critiques.jsonl: 2 lines are not rows, for example line 2",
         "index/inject.json",
         "engine_floor.json",
         "report.json",
@@ -194,7 +194,7 @@ def test_damage_is_named_repaired_and_made_again(run: Path, trained: Path):
         assert word in done.stdout, word
     assert f"hintdistill run {run} --resume" in done.stdout
     assert len(list((run / "damaged").iterdir())) == 6
-    assert hintdistill("verify", str(run)).stdout.endswith("everything is as it was written\n")
+    assert hintdistill("verify", str(run)).stdout.endswith("all files are unchanged since they were written\n")
     hintdistill("run", str(run), "--resume", "-q")
     assert {n: rows(run, n) for n in before} == before
     assert damages(RunDir(run)) == [] and not list(run.rglob("*.writing"))
@@ -268,7 +268,7 @@ def test_flipped_bits_of_a_checkpoint_and_of_the_student_are_seen(run: Path, tra
         flip(weights)
     found = hintdistill("verify", str(run), expect=3).stdout
     for folder in (last, run / "student"):
-        assert f"damaged: {folder}: model.safetensors has other bytes than were written" in found
+        assert f"damaged: {folder}: model.safetensors has changed since it was written" in found
     assert not last.exists() and (run / "damaged" / f"train-{work.name}-{last.name}" / "model.safetensors").is_file()
     said = hintdistill("run", str(run), "--resume")
     assert "damaged" not in said.stderr
@@ -297,10 +297,10 @@ def test_run_config_resume_continues_the_only_unfinished_folder(trained: Path, t
     config.write_text(text.replace("../", f"{ROOT}/").replace("  dir: ", "  # dir: "))
     monkeypatch.setattr("support.command.ROOT", tmp_path)
     words = ["run", str(config), *SMALL, "--until", "inject"]
-    assert "is unfinished; without --resume a new one begins" in hintdistill(*words, "--resume").stdout
+    assert "a run without --resume starts a new one" in hintdistill(*words, "--resume").stdout
     hintdistill(*words, "-q")
     (folder,) = (tmp_path / "runs").iterdir()
-    assert "is unfinished" in hintdistill(*words, "--resume").stdout
+    assert "no unfinished run of" in hintdistill(*words, "--resume").stdout
     later = ["run", str(config), *SMALL, "train.epochs=2", "--until", "rescore", "--resume"]
     said = hintdistill(*later).stderr
     assert f"continues {Path('runs') / folder.name}" in said
@@ -331,7 +331,7 @@ def test_a_kill_before_the_manifest_or_right_after_it_is_no_obstacle(tmp_path: P
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "mine.txt").write_text("mine")
     said = hintdistill("run", "configs/quickstart.yaml", f"run.dir={tmp_path / 'other'}", *SMALL, expect=2).stderr
-    assert "is not empty and holds no run" in said
+    assert "is not empty and contains no run" in said
 
 
 def test_a_folder_of_other_traces_is_refused_and_left_alone(run: Path, tmp_path: Path):
@@ -348,7 +348,7 @@ def test_changed_keys_say_from_where():
     said = changed_settings(
         {"critic": {"use": [1]}, "run": {"threads": 1}}, {"critic": {"use": [2]}, "run": {"threads": 2}}
     )
-    assert "from critique on" in said[0] and said[1].endswith("nothing is made again")
+    assert "from critique on" in said[0] and said[1].endswith("nothing is computed again")
 
 
 @pytest.mark.slow
@@ -362,18 +362,18 @@ def test_a_signal_says_how_to_continue(tmp_path: Path, number: int):
         process.send_signal(number)
         _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert said == f"interrupted; {folder} keeps what is done. This continues it: hintdistill run {folder} --resume\n"
+    assert said == f"interrupted; finished work is kept in {folder}. Continue with: hintdistill run {folder} --resume\n"
 
 
 def test_an_error_says_how_to_continue(run: Path):
     said = hintdistill("run", str(run), "--resume", "-q", "traces.path=nowhere", expect=3).stderr
-    assert f"This continues it: hintdistill run {run} --resume" in said
+    assert f"Continue with: hintdistill run {run} --resume" in said
     (run / "index" / "rescore.json").write_text("{}")
     for words in (["report", str(run)], ["controls", str(run), "steps=4", "--arms", "hint"]):
         said = hintdistill(*words, "-q", expect=3).stderr
         again = " ".join([*words, *(["--resume"] if words[0] == "controls" else [])])
-        assert said.count(f"This continues it: hintdistill {again}\n") == 1
-    assert "This continues it" not in hintdistill("controls", str(run), "stpes=4", expect=2).stderr
+        assert said.count(f"Continue with: hintdistill {again}\n") == 1
+    assert "Continue with" not in hintdistill("controls", str(run), "stpes=4", expect=2).stderr
 
 
 # -- disks -------------------------------------------------------------------------------------------------------------
@@ -402,7 +402,7 @@ def test_a_full_disk_is_said_in_one_line_and_a_resume_goes_on(tmp_path: Path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert said.startswith("error: cannot write ") and str(folder) in said and "Traceback" not in said
-    assert said.count(f"This continues it: hintdistill run {folder} --resume --until inject\n") == 1
+    assert said.count(f"Continue with: hintdistill run {folder} --resume --until inject\n") == 1
     assert not list(folder.rglob("*.writing"))
     hintdistill(*words, "--resume")
     assert damages(RunDir(folder)) == [] and rows(folder, "injections")
@@ -449,7 +449,7 @@ def test_paths_that_are_not_what_they_should_be(tmp_path: Path):
     done = hintdistill("traces", "inspect", str(folder))
     assert "a symbolic link that leads back to itself" in done.stdout and "2 traces" in done.stdout
     for words in (["run", folder], ["run", folder, "--resume"], ["critique", folder], ["plan", folder]):
-        assert "is a folder, and no run" in hintdistill(*map(str, words), expect=2).stderr
+        assert "is a folder but not a run folder" in hintdistill(*map(str, words), expect=2).stderr
     assert "/proc/" in hintdistill("convert", str(folder), "--allow-empty-files", "--out", "/proc/x", expect=3).stderr
     assert "/proc/x" in hintdistill("init", "/proc/x", expect=3).stderr
 

@@ -119,7 +119,7 @@ def test_a_merged_run_is_whole_and_goes_on(merged):
     assert hintdistill("merge", str(merged)).returncode == 0, "merging again changes nothing"
     assert sorted(p.name for p in (merged / "targets").iterdir()) == before
     said = shard(merged, 0, 3, expect=2).stderr
-    assert "are merged" in said and "--resume" in said
+    assert "already merged" in said and "--resume" in said
 
 
 def test_what_is_not_merged_says_how(unmerged):
@@ -128,7 +128,7 @@ def test_what_is_not_merged_says_how(unmerged):
         if args[0] == "export" and "No such option" in said.stderr:
             continue
         assert said.returncode == 2 and f"hintdistill merge {unmerged}" in said.stderr, args
-    assert "everything is as it was written" in hintdistill("verify", str(unmerged)).stdout
+    assert "all files are unchanged since they were written" in hintdistill("verify", str(unmerged)).stdout
     own = unmerged / "shards" / "1-of-3"
     assert hintdistill("show", str(own)).returncode == 0, "a shard is a run folder"
     assert "shard 1/3" in hintdistill("run", str(own), "--resume", "--until", "rescore").stderr
@@ -150,7 +150,7 @@ def test_other_settings_other_cuts_and_missing_shards_are_refused(unmerged, tmp_
     said = hintdistill("merge", str(less), expect=2).stderr
     assert "1 of 3 shards" in said and f"--until rescore --shard 1/3 run.dir={less}" in said
     shutil.copytree(less / "shards" / "0-of-3", less / "shards" / "1-of-3")
-    assert "not of the traces that were read" in hintdistill("merge", str(less), expect=3).stderr
+    assert "not made from the traces read there" in hintdistill("merge", str(less), expect=3).stderr
 
 
 def test_a_damaged_part_is_not_merged(unmerged, tmp_path):
@@ -159,7 +159,7 @@ def test_a_damaged_part_is_not_merged(unmerged, tmp_path):
     part = next((folder / "shards" / "2-of-3" / "targets").glob("part-*.parquet"))
     part.write_bytes(part.read_bytes()[:-1] + b"x")
     said = hintdistill("merge", str(folder), expect=3).stderr
-    assert "other bytes" in said and "verify" in said
+    assert "has changed" in said and "verify" in said
     assert "damaged" in hintdistill("verify", str(folder), expect=3).stdout
     shard(folder, 2, 3)
     hintdistill("merge", str(folder))

@@ -100,7 +100,7 @@ def test_rows_are_those_of_the_trainer(scored, shape):
 
 def test_without_targets_every_injection_counts(scored, shape):
     before = gather(config(), shape)
-    assert "every hint taken as accepted" in before.source
+    assert "every hint is assumed to be accepted" in before.source
     assert before.calls and len(before.rows) >= len(gather(scored, shape).rows)
     assert before.lengths["hint"].count == gather(scored, shape).lengths["hint"].count
 
@@ -111,7 +111,7 @@ def test_an_llm_critic_is_estimated_and_never_asked(shape):
         "llm": {"backend": "local", "model": str(TOOLWORLD / "critic"), "prompt": "critic/toolworld.jinja"},
     }
     ahead = gather(config(critic=llm), shape)
-    assert ahead.source.startswith("estimated, because llm is not asked here: findings of rules")
+    assert ahead.source.startswith("estimated, because the plan does not ask llm: findings of rules")
     assert ahead.asked["llm"]["requests"] >= 12
     assert ahead.asked["llm"]["prompt_tokens"] > 0
 
@@ -480,7 +480,7 @@ def test_the_table_names_what_is_too_long(tmp_path):
     path.write_text(yaml.safe_dump(config(traces={"limit": 6}).model_dump(mode="json", exclude={"ablate"})))
     done = CliRunner().invoke(app, ["plan", str(path), "--no-measure", "--memory", "0.428"])
     assert done.exit_code == 0, done.output
-    assert "traces are too long to train on as it is set" in done.output
+    assert "traces are too long to train on with these settings" in done.output
     assert "(!)" in done.output and "longest trace that fits, train: " in done.output
     assert "nothing was measured" in done.output
 
@@ -574,7 +574,7 @@ def test_measured_memory_is_a_line_of_the_counted_one():
 def test_what_is_foretold_not_to_fit_is_never_tried(scored, tmp_path):
     """Enough for the model and a sixteenth of the call, too little to train on any of the rows."""
     found = forecast(scored, gigabytes=0.42)
-    assert any("was not tried: it would not fit" in n for n in found.notes)
+    assert any("was not tried, because it would not fit" in n for n in found.notes)
     stages = {s.stage: s for s in found.stages}
     assert stages["train"].seconds is None and not stages["train"].fits
     assert "measured and extrapolated" not in stages["train"].parts

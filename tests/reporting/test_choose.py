@@ -67,7 +67,7 @@ def test_names_and_their_beginnings(document):
     assert [u["reason"] for u in named(document, "lef")] == ["consequence"]
     with pytest.raises(ConfigError, match="findings begin with ''"):
         named(document, "")
-    with pytest.raises(ConfigError, match="no finding at 'nothing:0'"):
+    with pytest.raises(ConfigError, match="there is no finding 'nothing:0'"):
         named(document, "nothing:0")
 
 
@@ -102,8 +102,8 @@ def test_the_command(run, document):
         f["trained"] for f in document["findings"]
     )
     assert "not scored: consequence" in hintdistill("show", str(run), "left:1").stdout
-    assert "exclude each other" in hintdistill("show", str(run), "left:1", "--trained", expect=2).stderr
-    assert "there are:" in hintdistill("show", str(run), "--class", "nonsense", expect=2).stderr
+    assert "cannot be combined" in hintdistill("show", str(run), "left:1", "--trained", expect=2).stderr
+    assert "available:" in hintdistill("show", str(run), "--class", "nonsense", expect=2).stderr
     (run / "report.json").write_text('{"schema": 1, "rounds": []}')
     assert "each of its rounds" in hintdistill("show", str(run), expect=2).stderr
 

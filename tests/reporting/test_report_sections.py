@@ -65,7 +65,7 @@ def test_drawings_are_the_same_bytes_hold_no_date_and_nothing_that_runs(document
         assert "<script" not in svg and "<dc:date>" not in svg and "\x1b" not in svg
         assert "optimiser step</text>" in svg, "text stays text"
         assert words.startswith("Curves over optimiser steps, ")
-    assert "loss 0.5 at first, 0.25 at last" in drawn[0][0]
+    assert "loss begins at 0.5 and ends at 0.25" in drawn[0][0]
 
 
 def luminance(colour: str) -> float:
@@ -134,7 +134,7 @@ def test_a_reason_has_a_way_out(document):
     ]
     text = ways_out.body({"unscored": left})
     assert re.search(r"consequence</th><td class=\"n\">2</td>", text) and "only root errors are corrected" in text
-    assert "See its message below." in text and "<script" not in text and "4 of 4 shown" in text
+    assert "See the message below." in text and "<script" not in text and "4 of 4 shown" in text
     assert ways_out.body({"unscored": []}) == ""
 
 

@@ -69,16 +69,16 @@ def test_an_environment_of_its_own_thread_is_closed_there():
     ("environment", "message"),
     [
         (Scripted(start=None), "reset returned NoneType, not a Start"),
-        (Scripted(start=Start((), ())), "gave no message"),
+        (Scripted(start=Start((), ())), "returned no message"),
         (Scripted(start=Start(({"role": "user"},), ())), "returned dict, not a Message"),
         (Scripted(start=Start((USER,), ("x",))), "tools that are not objects"),
         (Scripted(reply=None), "step returned NoneType, not a Reply"),
         (
             Scripted(reply=Reply((Message(role="assistant", content="x"),), False)),
-            "role assistant, which is the student's",
+            "role assistant, which only the student may have",
         ),
         (Scripted(reply=Reply("text", False)), "messages of type str"),
-        (Scripted(reply=Reply((), False)), "answered nothing and did not end"),
+        (Scripted(reply=Reply((), False)), "returned no message although the episode is not done"),
         (Scripted(reply=Reply((), True, float("nan"))), "the reward nan"),
         (Scripted(reply=Reply((), "yes")), "done='yes'"),
         (Scripted(start=Start((USER,), ({"a": object()},))), "tools that are not JSON"),
@@ -117,7 +117,7 @@ def test_an_environment_that_exits_costs_its_episode_and_not_the_run(error):
 
 @pytest.mark.parametrize(
     ("check", "message"),
-    [(lambda trace: 1 / 0, "check raised ZeroDivisionError"), (lambda trace: [1], "something else than findings")],
+    [(lambda trace: 1 / 0, "check raised ZeroDivisionError"), (lambda trace: [1], "something other than findings")],
 )
 def test_a_checker_that_breaks_costs_the_episode(check, message):
     suite = Toolworld()
@@ -197,7 +197,7 @@ def test_an_endless_game_ends_and_other_spaces_are_refused(lake):
         GymnasiumSuite("Pendulum-v1", "Balance.")
     with pytest.raises(ConfigError, match="cannot make Nothing-v0"):
         GymnasiumSuite("Nothing-v0", "?")
-    with pytest.raises(ConfigError, match="has 4 actions, not the 2"):
+    with pytest.raises(ConfigError, match="has 4 actions, but 2"):
         GymnasiumSuite("FrozenLake-v1", "?", actions=("a", "b"))
 
 
@@ -271,4 +271,4 @@ def test_an_environment_that_answers_otherwise_the_second_time_is_found_out(samp
     trace = next(e.trace for e in plain if len(e.trace.step_indices) > 1)
     context = trace.step(1).prompt_token_ids
     (episode,) = sampler.branches(Suite(), [Branch(trace, 1, context, context)])
-    assert episode.failure.startswith("played again, the environment answers otherwise")
+    assert episode.failure.startswith("the environment gave another answer when played again")

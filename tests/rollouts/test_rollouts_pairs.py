@@ -35,7 +35,7 @@ def test_another_worlds_pairs_and_environment_are_played_by_the_same_command(tmp
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"), [([], "which student?"), ([str(STUDENT), "--families", "nope"], "no family 'nope'")]
+    ("asked", "said"), [([], "no student given"), ([str(STUDENT), "--families", "nope"], "no family 'nope'")]
 )
 def test_what_cannot_be_played_is_said(asked, said, capsys):
     with pytest.raises(SystemExit):

@@ -164,7 +164,6 @@ def facts() -> dict[str, torch.Tensor]:
         "in_quote": quoted,
         "error_span": quoted,
         "since_error": since,
-        "turn_is_target": torch.ones_like(quoted),
     }
 
 
@@ -232,8 +231,8 @@ def from_hidden(recipe: Recipe) -> Golden:
 
 
 def objectives() -> list[str]:
-    """Every recipe that is an objective, whether or not a run can meet its needs."""
-    return [n for n in recipe_names() if load_recipe(n).kind == "objective"]
+    """Every recipe, whether or not a run can meet its needs."""
+    return recipe_names()
 
 
 def computed(folder: Path) -> Golden:

@@ -46,7 +46,7 @@ OFF: dict[str, dict[str, Any]] = {
     "amplify": _term(target={"loglin": {"teacher": 1.0, "plain": None}}),
     "aopd": {"terms": {"bad": {"coef": 0.0}}},
     "ar_opd": _term(target={"loglin": {"partial": None, "teacher": 1.0}, "anchor": None, "residual_clip": None}),
-    "cgtr": {"teacher": {"update": "live"}, "controllers": []},
+    "cgtr": {"teacher": {"update": "live"}},
     "contrast_target": _term(target={"loglin": {"wrong": None}}),
     "cursor_targeted": _term(coef=0.0),
     "dasd": {"coupling": {"beta": 0.0}},

@@ -17,8 +17,7 @@ from hintdistill.training.capabilities import available
 from hintdistill.training.reward import NO_OUTCOME, OutcomeData, OutcomeRow, TraceOutcome
 
 V = 96
-RUNNABLE = [n for n in recipe_names() if load_recipe(n).kind == "objective"]
-RUNNABLE = [n for n in RUNNABLE if not missing(load_recipe(n), available(TrainSection(recipe=n)))]
+RUNNABLE = [n for n in recipe_names() if not missing(load_recipe(n), available(TrainSection(recipe=n)))]
 
 
 def tiny(seed: int = 3):

@@ -122,7 +122,7 @@ def test_tools_from_a_file_of_their_own(tmp_path):
     assert got.tools == (WEATHER,)
     own = openai_chat.parse({"messages": [USER, ANSWER], "tools": ["mine"]}, Source(file="f", position="1"), options)
     assert list(own.tool_schemas) == ["mine"]
-    for text, message in (("{", "is not JSON"), ("3", "must be a list"), ("[]", "holds no tool schema")):
+    for text, message in (("{", "is not JSON"), ("3", "must be a list"), ("[]", "contains no tool schema")):
         path.write_text(text)
         with pytest.raises(InputError, match=message):
             load_tools(path)

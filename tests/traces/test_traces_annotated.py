@@ -136,10 +136,10 @@ def test_agentrx_trajectories_may_be_files_of_their_own(tmp_path):
 @pytest.mark.parametrize(
     ("row", "reason", "words"),
     [
-        ({"history": HISTORY, "mistake_step": "9"}, "not_a_label", "the label is at message 9 of 5"),
+        ({"history": HISTORY, "mistake_step": "9"}, "not_a_label", "the label refers to message 9 of 5"),
         ({"history": HISTORY, "mistake_step": "second"}, "not_a_label", "second"),
-        ({"messages": MESSAGES}, "no_label", "carries no label of a known set"),
-        (truth(3, 3, of="lost"), "not_a_trace", "labels the trajectory lost, which is nowhere"),
+        ({"messages": MESSAGES}, "no_label", "contains no label of a known set"),
+        (truth(3, 3, of="lost"), "not_a_trace", "labels the trajectory lost, which is neither"),
     ],
 )
 def test_what_cannot_be_a_label_is_a_failure_with_its_place(tmp_path, row, reason, words):

@@ -67,7 +67,7 @@ def test_inspect_has_an_entry_for_every_file(folder):
     }
     assert files["atif.json"]["reason"] is None and "line 2" in files["chat.jsonl"]["reason"]
     assert (
-        "leads out of the archive" in files["more.zip!/../b.jsonl"]["reason"] and ".md" in files["notes.md"]["reason"]
+        "points outside the archive" in files["more.zip!/../b.jsonl"]["reason"] and ".md" in files["notes.md"]["reason"]
     )
     assert (
         files["chat.jsonl"]["checks"] == {"unknown_tool": 1, "ignored_error": 1} and files["chat.jsonl"]["rewards"] == 1

@@ -51,7 +51,7 @@ def test_a_file_of_schemas_says_effects_that_the_student_never_reads(tmp_path: P
     assert bare.tool_effects == {"book": "changes", "find": "reads"}
     assert kept.tool_effects == {"find": "reads"} and kept.tools == own.tools
     tools.write_text(json.dumps([{"name": "book", "effect": "writes"}]))
-    with pytest.raises(InputError, match="the effect of book is `reads` or `changes`, not 'writes'"):
+    with pytest.raises(InputError, match="the effect of book must be `reads` or `changes`, not 'writes'"):
         load_tools(tools)
 
 

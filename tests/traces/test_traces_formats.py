@@ -583,7 +583,7 @@ def test_toolbench_branches_beside_the_answered_one_are_counted(read):
     answer = {"function": [], "query": "q", "train_messages": [[{"role": "user", "content": "q"}, call]]}
     trace, failure = read({"tree": {"tree": node("Action Input", "", leaves)}, "answer_generation": answer})
     assert shape(trace) == ["user", "assistant b"]
-    assert failure.reason == "unread_branches" and failure.message.startswith("2 branches of the search tree")
+    assert failure.reason == "unread_branches" and failure.message.startswith("2 abandoned branches of the search tree")
 
 
 def test_swe_agent_last_step_stands_in_the_trajectory_alone(read):

@@ -59,7 +59,7 @@ def test_before_the_report_what_is_not_measured_is_said(cards):
     _, first, after = cards
     assert f"Success in an environment: {NOT}." in first and f"Off-target KL and flip rate: {NOT}." in first
     assert row(first, "accepted hints").endswith(NOT)
-    assert NOT not in after and "In the environment:" in after and "What else moved" in after
+    assert NOT not in after and "In the environment:" in after and "Movement on steps that no loss touched" in after
 
 
 def test_the_numbers_are_the_reports(cards, document):
@@ -137,7 +137,7 @@ def test_controls_and_arrivals_are_named(document):
     document["train"]["arrived"] = {"adapter": "/x", "base": "org/base", "handling": "beside"}
     card = card_text(document, {}, adapter=True, license_of={"license": "mit", "license_link": 3})
     assert "**This student is a control:**" in card and "**The gate was off:**" in card
-    assert "kept, frozen, beside the new one" in card and 'set_adapter(["initial", "corrected"])' in card
+    assert "kept frozen beside the new one" in card and 'set_adapter(["initial", "corrected"])' in card
     assert "base_model: org/base" in card and "license: mit" in card and "license_link" not in card
     document["train"]["arrived"]["handling"] = "merged"
     assert "merged into its base model" in card_text(document, {}, adapter=True, license_of={})
@@ -201,14 +201,14 @@ def test_no_sentence_claims_what_was_not_done(document):
     assert document["train"]["anchor_rows"] > 0
     plain = said(document, "targeted")
     assert (
-        f"Held at what the initial model says there: {document['train']['anchor_rows']} clean steps of the same traces."
+        f"Held at the initial model's distribution: {document['train']['anchor_rows']} clean steps of the same traces."
         in plain
     )
     assert "(loss: `fkl` over the whole step)" in plain and "what the model itself says there under the hint" in plain
     alone = said(document, "targeted", anchor_rows=0, hold_rows=0)
     assert "No other step was held in place." in alone and "Held at" not in alone
     both = said(document, "targeted", hold_rows=3)
-    assert "clean steps of the same traces, 3 steps of hold traces. No other step was." in both
+    assert "clean steps of the same traces, 3 steps of hold traces. No other step was held." in both
     other = said(document, {"preset": "targeted_jsd", "terms": {"distill": {"span": "quote"}}})
     assert "(loss: `jsd` over the quoted words)" in other and "fkl" not in other
     external = said(document, {"preset": "targeted", "teacher": {"update": "external", "model": "some/model"}})
@@ -222,12 +222,14 @@ def test_a_changed_method_is_called_changed_and_no_context_is_claimed_that_no_ro
     assert "the teacher reads critic, not solution" in row(text, "changed, so this is not that method")
     assert "formula before the changes" in text and "- opsd" not in text.split("---")[1]
     rows = document["train"]["hint_rows"]
-    assert f"a teacher read further context (`inject.hint: critic`) on {rows} of {rows} steps" in " ".join(text.split())
+    assert f"a teacher read an additional context (`inject.hint: critic`) on {rows} of {rows} steps" in " ".join(
+        text.split()
+    )
     changed["train"]["contexts"] = {"hint": 0, "wrong": 3}
     text = " ".join(card_text(changed, {}, adapter=False, license_of={}).split())
     assert f"`wrong` on 3 of {rows} steps" in text and f"on {rows} of {rows} steps" not in text
     changed["train"]["contexts"] = {"hint": 0}
-    assert "no teacher read more than the student did" in card_text(changed, {}, adapter=False, license_of={})
+    assert "the teacher read the same contexts as the student" in card_text(changed, {}, adapter=False, license_of={})
     assert document["run"]["recipe"] == {
         "name": "targeted",
         "called": "targeted",

@@ -256,7 +256,7 @@ def test_rows_must_hold_a_number_for_each_token():
     stored = targets_of(model)
     outcome = outcome_of(model, stored)
     short = OutcomeRow(**{**vars(outcome.rows[0]), "behaviour": outcome.rows[0].behaviour[:-1]})
-    with pytest.raises(InputError, match="8 log-probabilities of 9 sampled tokens"):
+    with pytest.raises(InputError, match="8 log-probabilities for 9 sampled tokens"):
         build_rows(stored, TrainSection(**additive(0.5)), OutcomeData(outcome.outcomes, [short]))
 
 
@@ -317,7 +317,7 @@ def test_rollouts_that_say_nothing_are_refused_early(tmp_path):
     traces = some_traces(3)
     for n, trace in enumerate(traces):
         trace |= {"task_id": f"task{n}"}
-    with pytest.raises(EmptyFunnelError, match="each task was played once") as caught:
+    with pytest.raises(EmptyFunnelError, match="each task was played only once") as caught:
         from_files(tmp_path / "a", traces)
     assert "per_task" in caught.value.hint
     for n, trace in enumerate(traces):

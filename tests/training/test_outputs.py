@@ -297,7 +297,7 @@ def test_what_is_saved_of_an_adapter(tmp_path, save):
     ("settings", "says"),
     [
         ({"save": "adapter"}, "none is trained"),
-        ({"save": "adapter", "arriving_adapter": "beside", **LORA}, "makes two"),
+        ({"save": "adapter", "arriving_adapter": "beside", **LORA}, "has two"),
     ],
 )
 def test_an_adapter_that_cannot_be_saved_is_refused(settings, says):

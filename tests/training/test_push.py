@@ -109,7 +109,7 @@ def test_a_missing_token_or_a_bad_name_is_said_before_the_run(tmp_path, hub):
 def test_a_hub_that_refuses_or_is_gone_and_a_run_without_student(tmp_path, hub):
     run = finished(tmp_path / "run")
     done = hintdistill(tmp_path, "push", str(run), "me/x", expect=5, HF_ENDPOINT=hub.url, HF_TOKEN="hf_wrong")
-    assert "127.0.0.1 did not take the student for me/x" in done.stderr and "401" in done.stderr
+    assert "127.0.0.1 did not accept the student for me/x" in done.stderr and "401" in done.stderr
     done = hintdistill(tmp_path, "push", str(run), "me/x", expect=5, HF_ENDPOINT="http://127.0.0.1:9", HF_TOKEN=TOKEN)
     assert "did not take the student" in done.stderr
     shutil.rmtree(run / "student")

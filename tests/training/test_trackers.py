@@ -121,7 +121,7 @@ def test_off_by_default_and_settings_of_the_user_stay(tmp_path, monkeypatch):
 
 def test_a_missing_package_and_a_missing_key_are_said_at_once(tmp_path, monkeypatch):
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    with pytest.raises(ConfigError, match="wandb, and there is no key") as caught:
+    with pytest.raises(ConfigError, match="wandb, but there is no key") as caught:
         check_trackers(TrainSection(trackers=("wandb",)))
     assert "WANDB_MODE=offline" in caught.value.hint
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user password key\n")

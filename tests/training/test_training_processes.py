@@ -366,7 +366,7 @@ def test_what_cannot_be_shared_is_said(cases, tmp_path, monkeypatch):
         processes.check_launch()
     monkeypatch.setenv("FSDP_VERSION", "2")
     processes.check_launch()
-    with pytest.raises(ConfigError, match="no process has under FSDP2"):
+    with pytest.raises(ConfigError, match="under FSDP2 no process has them"):
         processes.check_launch(grad_window=64)
     monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
     with pytest.raises(ConfigError, match="before they are sharded"):

@@ -126,7 +126,7 @@ def test_training_reports_the_cosine(real_targets, tmp_path):
 def test_kinds_without_keys_and_values_refuse(tmp_path):
     with (
         pytest.warns(SharingWarning),
-        pytest.raises(ModelError, match="Qwen3NextForCausalLM is read by the way `snapshots`"),
+        pytest.raises(ModelError, match="Qwen3NextForCausalLM is read as `snapshots`"),
     ):
         kind_trainer("qwen3_next", tmp_path, grad_window=8)
     model = copy.deepcopy(model_of("llama"))

@@ -329,7 +329,7 @@ def test_rows_after_a_resume_speak_of_the_steps_before_the_checkpoint_too(data, 
     weights[-5] ^= 1
     (last / "model.safetensors").write_bytes(weights)
     assert broken(last) is None
-    assert broken(last, every_byte=True) == "model.safetensors has other bytes than were written"
+    assert broken(last, every_byte=True) == "model.safetensors has changed since it was written"
     assert run("killed") == wanted and run("flipped") == wanted
 
 
@@ -425,7 +425,7 @@ def test_a_stop_that_nothing_can_trigger_is_said(data, folder, tmp_path):
         warn=said.append,
     )
     assert said == [
-        "train.tripwires.max_heldout_kl has no effect: there is no step to measure (see train.watch, traces.holdout)"
+        "train.tripwires.max_heldout_kl has no effect: there is no step to measure it on (see train.watch, traces.holdout)"
     ]
 
 

@@ -1,1 +1,1 @@
-"""One reader a file; `traces.registry` finds them by name."""
+"""The readers, one per file; `traces.registry` finds them by name."""

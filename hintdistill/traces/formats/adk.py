@@ -1,6 +1,6 @@
 """Google ADK: sessions `{id, events: [{author, content: {parts, role}}]}` and evaluation sets `{eval_cases: [{conversation}]}`.
 
-Arguments are objects and calls have no ids in older files; results pair by order.
+In older files arguments are objects and calls have no ids; results are paired with calls by order.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SCOPE: Literal["record"] = "record"
 
 
 def fits(value: Any) -> bool:
-    """Return an evaluation set, or a session of events with Gemini contents."""
+    """Return whether the value is an evaluation set, or a session of events with Gemini contents."""
     if not isinstance(value, dict):
         return False
     if isinstance(value.get("eval_cases"), list):
@@ -35,7 +35,7 @@ def fits(value: Any) -> bool:
 
 
 def traces(record: Record, options: ReadOptions) -> Iterator[Trace | Failure]:
-    """Yield the session's trace, or one per case. Raises TraceError."""
+    """Yield the session's trace, or one trace per case of an evaluation set. Raises TraceError."""
     value = record.value
     if "eval_cases" not in value:
         messages = [m for e in value["events"] if isinstance(e, Mapping) for m in _event(e)]
@@ -58,7 +58,7 @@ def _event(event: Mapping[str, Any]) -> Messages:
 
 
 def _asked(logs: Any) -> tuple[Messages, list[Any]]:
-    """System prompt and schemas of the last call a session notes."""
+    """Return the system prompt and schemas of the last call that a session records."""
     for log in reversed(logs) if isinstance(logs, list) else ():
         request = log.get("model_request") if isinstance(log, Mapping) else None
         config = request.get("config") if isinstance(request, Mapping) else None

@@ -1,4 +1,4 @@
-"""Traces with human labels of the erring step, as three benchmarks publish them.
+"""Traces with human labels of the erring step, in the forms published by three benchmarks.
 
 | set | record | label |
 |---|---|---|
@@ -6,10 +6,11 @@
 | AgentProcessBench | OpenAI `messages` | `step_labels` by message index from 0; the first −1 is the error, none is a clean run |
 | AgentRx | a ground-truth record; its trajectory is another file | `step_number` from 1; `root_cause` names one |
 
-A label points at a message; it becomes a step where that message is the student's, and the verdict `not_student` where it
-is not (9 of 29 root causes of AgentRx tau are the simulated user's). In the two multi-agent sets every agent is the
-student unless `student_role` names one; people and terminals never are. The first message of a Who&When log is the task: the
-generated ones open with the manager's instructions, sent in an expert's name, and a label there is not the student's.
+A label refers to a message. It becomes a step if that message is the student's, and the verdict `not_student` otherwise
+(9 of 29 root causes of AgentRx tau are errors of the simulated user). In the two multi-agent sets every agent is the
+student unless `student_role` names one; people and terminals never are. The first message of a Who&When log is the
+task. Generated logs open with the manager's instructions, sent in an expert's name, so a label there does not refer to
+the student.
 """
 
 from __future__ import annotations
@@ -27,18 +28,18 @@ from hintdistill.traces.options import Failure, ReadOptions, Record
 from hintdistill.traces.reading import read_records
 
 NOT_AGENTS = {"human", "user", "computer_terminal", "computerterminal"}
-"""Speakers of the multi-agent sets that are nobody's student, in lower case."""
+"""Speakers of the multi-agent sets that are never the student, in lower case."""
 
 
 class Label(FrozenModel):
-    """What people say of a trace."""
+    """Hold the human label of a trace."""
 
     verdict: Verdict
-    """`findings`, `none`, or `not_student` if the error is another's."""
+    """`findings`, `none`, or `not_student` if someone else made the error."""
     step: int | None = None
-    """The erring step; with several, the root, or the first if none is called that."""
+    """The erring step; if there are several, the root error, or the first if none is marked as root."""
     steps: tuple[int, ...] = ()
-    """Every step that is called an error."""
+    """Every step labelled as an error."""
     error_class: str = "unlabelled"
     message: int | None = None
     """Index of the labelled message, whoever wrote it."""
@@ -46,7 +47,7 @@ class Label(FrozenModel):
 
 
 class Labelled(FrozenModel):
-    """A trace and its label."""
+    """Hold a trace and its label."""
 
     trace: Trace
     label: Label
@@ -54,7 +55,8 @@ class Labelled(FrozenModel):
 
 
 def read_annotated(paths: Sequence[str | Path], options: ReadOptions = ReadOptions()) -> Iterator[Labelled | Failure]:
-    """Read every labelled record under `paths`. Trajectories that a ground-truth file labels count as part of it.
+    """Read every labelled record under `paths`. Trajectories that a ground-truth file labels count as part of that
+    file.
 
     Raises:
         InputError: a path does not exist.
@@ -75,7 +77,7 @@ def read_annotated(paths: Sequence[str | Path], options: ReadOptions = ReadOptio
             elif isinstance(value, Mapping) and "step_labels" in value:
                 yield _process_bench(value, record.source, options)
             elif _id_of(value, record.source) not in labelled_elsewhere:
-                yield Failure(record.source, "no_label", "the record carries no label of a known set")
+                yield Failure(record.source, "no_label", "the record contains no label of a known set")
         except (TraceError, InputError) as error:
             yield Failure(record.source, "not_a_trace", error.message)
         except (KeyError, ValueError, TypeError, IndexError) as error:
@@ -95,9 +97,9 @@ def _id_of(value: Any, source: Source) -> str:
 def _labelled(
     trace: Trace, messages: Sequence[int], root: int, error_class: str, reason: str | None, of: str
 ) -> Labelled:
-    """Turn labelled message indices into steps."""
+    """Convert labelled message indices into steps."""
     if not 0 <= root < len(trace.messages):
-        raise ValueError(f"the label is at message {root} of {len(trace.messages)}")
+        raise ValueError(f"the label refers to message {root} of {len(trace.messages)}")
     by_message = {at: k for k, at in enumerate(trace.step_indices)}
     steps = tuple(sorted({by_message[m] for m in messages if m in by_message}))
     step = by_message.get(root)
@@ -126,8 +128,8 @@ def _who_and_when(value: Mapping[str, Any], source: Source, options: ReadOptions
 
 
 def _task(message: Mapping[str, Any], options: ReadOptions) -> Message:
-    """Return the first message of a Who&When log: the task, whoever's name it bears. The manager of the generated logs,
-    who is no speaker of them, sends it in the name of the first expert."""
+    """Return the first message of a Who&When log, which is the task, regardless of its named sender. In generated logs
+    the manager, who is not a speaker, sends it in the name of the first expert."""
     spoken = _spoken(message, options)
     return (
         spoken if spoken.role == "user" else spoken.model_copy(update={"role": "user", "content": message["content"]})
@@ -135,7 +137,8 @@ def _task(message: Mapping[str, Any], options: ReadOptions) -> Message:
 
 
 def _spoken(message: Mapping[str, Any], options: ReadOptions) -> Message:
-    """Return a message of a multi-agent log; its speaker stays visible to the critic, in front of the text."""
+    """Return a message of a multi-agent log with its speaker in front of the text, so that the critic sees who
+    spoke."""
     speaker = str(message.get("name") or message["role"])
     agent = speaker.partition(" (")[0]
     student = agent.lower() not in NOT_AGENTS if options.student_role == "assistant" else agent == options.student_role
@@ -181,8 +184,8 @@ def _records(path: Path, options: ReadOptions) -> Iterator[Record]:
 
 
 def _trajectory(wanted: str, truth: Path, options: ReadOptions) -> Trace:
-    """Return the trajectory of a ground-truth record: a file of its name, else a record of its task id, beside or below
-    it."""
+    """Return the trajectory of a ground-truth record: a file with its name, else a record with its task id, in the same
+    folder or below it."""
     named = sorted(p for p in truth.parent.rglob(f"{wanted}.json") if p != truth)
     for path in named:
         # the elements of a JSON array are read one by one
@@ -198,4 +201,4 @@ def _trajectory(wanted: str, truth: Path, options: ReadOptions) -> Trace:
             if isinstance(value, Mapping) and str(value.get("task_id")) == wanted and not _is_truth(value):
                 trace = openai_chat.parse(value, record.source, options)
                 return trace.model_copy(update={"id": f"{path.stem}-{wanted}"})
-    raise InputError(f"{truth} labels the trajectory {wanted}, which is nowhere beside or below it")
+    raise InputError(f"{truth} labels the trajectory {wanted}, which is neither in the same folder nor below it")

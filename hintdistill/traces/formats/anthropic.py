@@ -1,7 +1,8 @@
 """Anthropic messages: content blocks `text`, `thinking`, `tool_use`, `tool_result`; results are in user messages.
 
-A record is a request `{system, messages, tools}`, with its answer under `response` where the log kept one. What a block
-list holds is split into our messages: each result a tool message, the text beside it a user message.
+A record is a request `{system, messages, tools}`, with its answer under `response` if the log kept it. The blocks of a
+message are split into separate messages: each result becomes a tool message, and text next to results becomes a user
+message.
 """
 
 from __future__ import annotations
@@ -21,17 +22,18 @@ SCOPE: Literal["record"] = "record"
 CALLS = True
 """Each record repeats the conversation so far; see `repeats.py`."""
 BLOCKS = ("thinking", "redacted_thinking")
-"""Types of blocks that only this API has, beside those that end in `tool_use` and `tool_result`."""
+"""Types of blocks that only this API has, in addition to types that end in `tool_use` and `tool_result`."""
 
 
 def is_block(block: Any) -> bool:
-    """Return whether a content block is one that only this API has."""
+    """Return whether a content block is of a type that only this API has."""
     what = block.get("type") if isinstance(block, Mapping) else None
     return isinstance(what, str) and (what in BLOCKS or what.endswith(("tool_use", "tool_result")))
 
 
 def fits(value: Any) -> bool:
-    """Messages with content blocks that only this API has, or a top-level `system` beside messages."""
+    """Return whether the record has messages with content blocks that only this API has, or a top-level `system` next
+    to its messages."""
     messages = value if isinstance(value, list) else value.get("messages") if isinstance(value, dict) else None
     if not isinstance(messages, list) or not messages:
         return False
@@ -74,10 +76,10 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
 
 
 def split(message: Any, index: int) -> list[dict[str, Any]]:
-    """Return one message with content blocks to chat messages, in the order of its blocks.
+    """Split one message with content blocks into chat messages, in the order of its blocks.
 
     Raises:
-        TraceError: a block that is no text, e.g. an image.
+        TraceError: a block is not text, e.g. an image.
     """
     if not isinstance(message, Mapping):
         raise TraceError(f"message {index} is {kind(message)}, not an object")
@@ -106,7 +108,7 @@ def _tool(block: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _said(content: list[Any], rest: Mapping[str, Any], index: int) -> list[dict[str, Any]]:
-    """Return what the model produced, in its order: a tool that a server ran has its result between two turns of the
+    """Return the model's output in its order; the result of a tool that a server ran stands between two turns of the
     model."""
     turns: list[list[Any]] = [[]]
     out: list[dict[str, Any] | None] = [None]
@@ -131,7 +133,7 @@ _TOKENS = frozenset(name for names in TOKEN_KEYS.values() for name in names)
 
 
 def _turn(content: list[Any], rest: Mapping[str, Any], answered: set[Any], index: int) -> dict[str, Any] | None:
-    """Return one turn of the model, or None if it says nothing between two results."""
+    """Return one turn of the model, or None if it is empty between two results."""
     if not content:
         return None
     texts: list[Any] = []

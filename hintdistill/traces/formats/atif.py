@@ -1,8 +1,8 @@
 """ATIF 1.0-1.8 trajectories (Harbor, Terminal-Bench, NeMo Agent Toolkit), through the `atif` package.
 
-The package's models say what is valid; keys they do not know are kept. Observations stand inside the agent's step and become
-tool messages after it. Copied context and steps without a call of the model were given; embedded subagents are traces of
-their own.
+The package's models decide what is valid; keys they do not know are kept. Observations are inside the agent's step in
+ATIF, and become tool messages after it. Copied context and steps without a model call count as given; embedded
+subagents become separate traces.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ROLES = {"agent": "assistant", "user": "user", "system": "system"}
 
 
 def fits(value: Any) -> bool:
-    """Return the format's own mark."""
+    """Return whether the record carries the format's own mark."""
     version = value.get("schema_version") if isinstance(value, dict) else None
     return isinstance(version, str) and version.startswith("ATIF-")
 
@@ -36,10 +36,11 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
 
 
 def _validated(value: Any) -> tuple[Any, dict[str, Any]]:
-    """Return the package's Trajectory, and what it does not know, by path.
+    """Return the package's Trajectory, and the keys it does not know, by path.
 
     Raises:
-        TraceError: the package is absent, or the trajectory is invalid; the text names the first field.
+        TraceError: the package is not installed, or the trajectory is invalid; the message names the first invalid
+            field.
     """
     try:
         from atif import Trajectory
@@ -113,7 +114,8 @@ def _step(step: Any) -> list[dict[str, Any]]:
 
 
 def _observed(step: Any) -> list[dict[str, Any]]:
-    """Results after the step: a call's as tool messages, others as what the environment said to the agent."""
+    """Return the results after a step: results of calls as tool messages, others as messages from the environment to
+    the agent."""
     out: list[dict[str, Any]] = []
     for result in step.observation.results if step.observation else ():
         refs = [r.model_dump(mode="json", exclude_none=True) for r in result.subagent_trajectory_ref or ()]

@@ -1,7 +1,7 @@
 """Amazon Bedrock Converse: requests with content blocks `{text}`, `{toolUse}`, `{toolResult}`, and their answers.
 
-A record is a request with its answer's `output`, `{request, response}`, or a line of Bedrock's invocation log. Blocks are
-told apart by their only key, as the service's model defines them.
+A record is a request with its answer's `output`, `{request, response}`, or a line of Bedrock's invocation log. Each
+block has a single key that identifies its type, as in the service's model.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MARKS = frozenset({"modelId", "toolConfig", "inferenceConfig", "additionalModelR
 
 
 def fits(value: Any) -> bool:
-    """Return a request or an answer whose messages have such blocks."""
+    """Return whether the record is a request or an answer whose messages contain such blocks."""
     if not isinstance(value, dict):
         return False
     request, answer = _sides(value)
@@ -43,7 +43,7 @@ def fits(value: Any) -> bool:
 
 
 def _sides(value: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """Request and answer: beside one another, wrapped, or as the invocation log keeps them."""
+    """Return the request and the answer, whether they are side by side, wrapped, or as in the invocation log."""
     logged_in, logged_out = mapping(value.get("input")), mapping(value.get("output"))
     if isinstance(logged_in.get("inputBodyJson"), Mapping):
         return {"modelId": value.get("modelId"), **logged_in["inputBodyJson"]}, mapping(
@@ -96,7 +96,7 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
 
 
 def _schema(spec: Any) -> Any:
-    """Return a tool's specification, whose schema is wrapped once more."""
+    """Return a tool's specification; its schema is wrapped once more than usual."""
     if not isinstance(spec, Mapping):
         return spec
     schema = mapping(spec.get("inputSchema")).get("json")
@@ -106,10 +106,9 @@ def _schema(spec: Any) -> Any:
 
 
 def _block(block: Any, index: int) -> list[dict[str, Any]]:
-    """Return one block in the shape that `anthropic.split` takes. Raises TraceError for what is no text, e.g. an
-    image."""
+    """Return one block in the form that `anthropic.split` takes. Raises TraceError if it is not text, e.g. an image."""
     if not isinstance(block, Mapping):
-        raise TraceError(f"message {index} has a block that is {kind(block)}")
+        raise TraceError(f"message {index} has a block that is {kind(block)}, not an object")
     use, result, thought = block.get("toolUse"), block.get("toolResult"), block.get("reasoningContent")
     if isinstance(use, Mapping):
         rest = {k: v for k, v in use.items() if k not in ("toolUseId", "type")}
@@ -142,7 +141,7 @@ def _block(block: Any, index: int) -> list[dict[str, Any]]:
 
 
 def _answered(content: Any) -> Any:
-    """Return a result's blocks: text, JSON, or media that is named in its place."""
+    """Return a result's blocks as text; JSON is serialised, and media are replaced by their name."""
     if not isinstance(content, list):
         return content
     return [

@@ -1,8 +1,8 @@
-"""Claude Code session logs: one event a line, in a tree by `uuid` and `parentUuid`.
+"""Claude Code session logs: one event per line, in a tree by `uuid` and `parentUuid`.
 
-One answer of the model is spread over lines of the same message id; results are in user lines. Rewinds make branches,
-subagents are sidechains, a compaction starts a new context with a summary. Each path is a trace; a turn that is on two
-paths is the student's on the first.
+One answer of the model is spread over several lines with the same message id; results are in user lines. Rewinds create
+branches, subagents are sidechains, and a compaction starts a new context with a summary. Each path is a trace; a turn
+on two paths is the student's on the first path only.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Entry = Mapping[str, Any]
 
 
 def fits(value: Any) -> bool:
-    """Return a line of a session."""
+    """Return whether the record is a line of a session."""
     if not isinstance(value, dict):
         return False
     if value.get("type") in ("user", "assistant"):
@@ -45,19 +45,19 @@ def fits(value: Any) -> bool:
 
 
 class _Group:
-    """Lines that are one message: an answer's blocks, or the results of its calls."""
+    """Collect the lines that form one message: an answer's blocks, or the results of its calls."""
 
     def __init__(self, parent: _Group | None) -> None:
         self.parent = parent
         self.orphan: bool = parent is not None and parent.orphan
-        """Whether the session's beginning is missing from the file, so that what it answers is not known."""
+        """Whether the session's beginning is missing from the file, so that the context of this message is unknown."""
         self.lines: list[Entry] = []
         self.children = 0
         if parent is not None:
             parent.children += 1
 
     def path(self) -> list[_Group]:
-        """From the root to here."""
+        """Return the path from the root to this message."""
         out: list[_Group] = []
         at: _Group | None = self
         while at is not None:
@@ -186,12 +186,12 @@ def _messages(group: _Group, seen: bool) -> list[dict[str, Any]]:
 
 
 def _is_synthetic(line: Entry) -> bool:
-    """Return whether the tool wrote the line in the model's place, e.g. to report an error of the API."""
+    """Return whether the tool wrote the line in place of the model, e.g. to report an error of the API."""
     return line["message"].get("model") == "<synthetic>" or bool(line.get("isApiErrorMessage"))
 
 
 def _take(blocks: list[Any], block: Any) -> None:
-    """Add a block; one that an earlier line holds, or began, is taken once, in its latest state."""
+    """Add a block. A block that an earlier line already contains or begins is added once, in its latest state."""
     for i, held in enumerate(blocks):
         if not isinstance(block, Mapping) or not isinstance(held, Mapping) or held.get("type") != block.get("type"):
             continue

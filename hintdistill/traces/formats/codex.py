@@ -24,13 +24,13 @@ ENVELOPES = (
 
 
 def fits(value: Any) -> bool:
-    """Return a line of a rollout."""
+    """Return whether the record is a line of a rollout."""
     return isinstance(value, dict) and value.get("type") in ENVELOPES and isinstance(value.get("payload"), dict)
 
 
 def traces(record: Record, options: ReadOptions) -> Iterator[Trace | Failure]:
-    """Yield one trace per context: the session, and what follows each compaction. Raises TraceError if there is no
-    item."""
+    """Yield one trace per context: the session up to the first compaction, and the part after each compaction. Raises
+    TraceError if there is no item."""
     meta: dict[str, Any] = {}
     model: str | None = None
     segments: list[tuple[list[Any], list[Any]]] = [([], [])]

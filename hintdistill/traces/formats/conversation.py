@@ -1,4 +1,4 @@
-"""A file that is one conversation: an array of messages, or one message or item a line."""
+"""Files that are one conversation: an array of messages, or one message or item per line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SCOPE: Literal["file"] = "file"
 
 
 def fits(value: Any) -> bool:
-    """Return one message of any of the libraries, or one Responses item."""
+    """Return whether the value is one message of any of the libraries, or one Responses item."""
     if not isinstance(value, dict) or "messages" in value:
         return False
     if value.get("type") in openai_responses.ITEM_TYPES and (
@@ -29,7 +29,7 @@ def fits(value: Any) -> bool:
 
 
 def traces(record: Record, options: ReadOptions) -> Iterator[Trace | Failure]:
-    """Yield the one trace of the file, read by the first API its messages fit. Raises TraceError."""
+    """Yield the one trace of the file, read with the first API that its messages fit. Raises TraceError."""
     for reader in (pydantic_ai, langgraph, openai_responses, anthropic):
         if reader.fits(record.value):
             yield from reader.traces(record, options)

@@ -16,19 +16,19 @@ SCOPE: Literal["file"] = "file"
 
 
 def fits(value: Any) -> bool:
-    """Return the three keys of a line."""
+    """Return whether the record has the three keys of such a line."""
     return isinstance(value, dict) and {"env_index", "step"} <= set(value) and isinstance(value.get("messages"), list)
 
 
 def traces(record: Record, options: ReadOptions) -> Iterator[Trace | Failure]:
-    """Yield one trace per episode: its longest chain."""
+    """Yield one trace per episode, made of its longest chain."""
     episodes: dict[str, list[dict[str, Any]]] = {}
     for line in record.value:
         if fits(line):
             episodes.setdefault(str(line["env_index"]), []).append(line)
         else:
             yield Failure(
-                record.source, "not_a_trace", "a line without env_index, step and messages among those of episodes"
+                record.source, "not_a_trace", "among the lines of episodes, a line without env_index, step and messages"
             )
     for index, lines in episodes.items():
         source = Source(file=record.source.file, position=f"episode {index}")
@@ -52,7 +52,7 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace | Failure]:
 
 
 def _reward(lines: list[dict[str, Any]]) -> Any:
-    """Return the reward of the last message that notes one."""
+    """Return the reward of the last message that records one."""
     for line in reversed(lines):
         for message in reversed(line["messages"]):
             note = message.get("control_plane_step") if isinstance(message, dict) else None

@@ -1,8 +1,9 @@
-"""Model calls to conversations: what was read and answered, call by call, becomes the traces of a run.
+"""Turn model calls into conversations: the recorded input and output of each call are assembled into the traces of a
+run.
 
-A tracing tool records each call on its own, with the conversation so far, often twice (the framework's span around the
-provider's). The calls are ordered by time, folded into their longest chains, and a call that repeats what its parent
-already shows is left out.
+A tracing tool records each call separately, with the conversation so far, and often twice (the framework's span around
+the provider's). The calls are ordered by time and folded into their longest chains; a call that repeats the content of
+its parent span is left out.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from hintdistill.traces.values import as_text, listed
 
 @dataclass
 class Exchange:
-    """One call of a model, or a span that says what an agent was asked and answered."""
+    """Hold one call of a model, or a span that records an agent's input and output."""
 
     id: str
     parent: str | None
@@ -33,14 +34,14 @@ class Exchange:
     read: Messages
     said: Messages
     is_call: bool
-    """A model call; spans of agents only count if no call is readable."""
+    """Whether this is a model call; spans of agents are used only if no call is readable."""
     tools: list[Any] = field(default_factory=list)
     model: str | None = None
 
 
 @dataclass(frozen=True)
 class ToolRun:
-    """A tool's execution, where its own span recorded it."""
+    """Hold a tool's execution, if a span of its own recorded it."""
 
     start: Any
     call_id: str | None
@@ -52,7 +53,7 @@ class ToolRun:
 def conversations(
     exchanges: Sequence[Exchange], runs: Sequence[ToolRun] = ()
 ) -> list[tuple[Messages, list[Any], str | None]]:
-    """Messages, tool schemas and model of each conversation, in the order in which they began."""
+    """Return the messages, tool schemas and model of each conversation, in the order in which they began."""
     for e in exchanges:
         e.tools = [*e.tools, *(s for m in e.read if (s := schema_in(m)))]
         e.read = [m for m in e.read if schema_in(m) is None]
@@ -77,7 +78,7 @@ def conversations(
 
 
 def _under_other_schemas(messages: Messages, places: set[int]) -> Messages:
-    """Return the turns that were said under other tool schemas than the trace's, marked as given."""
+    """Return the turns produced under tool schemas other than the trace's, marked as given."""
     return [
         {**m, GIVEN: "said under other tool schemas"} if i in places and m.get("role") == "assistant" else m
         for i, m in enumerate(messages)
@@ -90,8 +91,7 @@ def _when(item: Exchange | ToolRun) -> tuple[str, Any]:
 
 
 def _told_above(e: Exchange, by_id: Mapping[str, Exchange]) -> Messages:
-    """Return the system prompt that only the agent's span around a call shows, where both begin with the same words
-    after it."""
+    """Return the system prompt that only the agent's span around a call shows, if both have the same words after it."""
     if not e.read or e.read[0].get("role") in _TELLING:
         return []
     at, hops = by_id.get(e.parent or ""), 0
@@ -108,7 +108,7 @@ _TELLING = ("system", "developer")
 
 
 def _above(e: Exchange, by_id: Mapping[str, Exchange]) -> list[Any]:
-    """Return the schemas that the agent's span around a call carries."""
+    """Return the schemas recorded in the agent's span around a call."""
     at, hops = by_id.get(e.parent or ""), 0
     while at is not None and hops <= len(by_id):
         if at.tools:
@@ -118,7 +118,7 @@ def _above(e: Exchange, by_id: Mapping[str, Exchange]) -> list[Any]:
 
 
 def _marked(messages: Messages, joined: list[tuple[Messages, Exchange]]) -> Messages:
-    """Mark turns as given that a recorded call of another conversation produced."""
+    """Mark turns as given if a recorded call of another conversation produced them."""
     said_here = {len(c) - 1 for c, _ in joined if len(c) <= len(messages) and _starts(c, messages)}
     elsewhere = {_turn(m) for _, e in joined for m in e.said}
     calls = {c for _, e in joined for m in e.said for c in _turn(m)[1]}
@@ -153,7 +153,8 @@ def _said_key(message: Mapping[str, Any]) -> Any:
 
 
 def _once(calls: list[Exchange]) -> list[Exchange]:
-    """Without the calls that an ancestor or a descendant shows as well; the one that shows more of the conversation stays."""
+    """Return the calls without those that an ancestor or a descendant repeats; of each pair, the one with more of the
+    conversation stays."""
     by_id = {e.id: e for e in calls}
     dropped: set[str] = set()
     for e in calls:
@@ -172,8 +173,8 @@ def _detail(e: Exchange) -> tuple[int, int]:
 
 
 def _join(calls: list[Exchange], runs: list[ToolRun]) -> list[tuple[Messages, Exchange]]:
-    """Return each call's whole conversation; where a call was shown only what is new (state kept by a server), the one
-    before goes on."""
+    """Return each call's whole conversation; if a call was given only new messages (because a server keeps the state),
+    they are appended to the previous call's conversation."""
     out: list[tuple[Messages, Exchange]] = []
     for e in calls:
         read = _filled(e.read, out[-1][0] if out else [])
@@ -189,7 +190,7 @@ def _join(calls: list[Exchange], runs: list[ToolRun]) -> list[tuple[Messages, Ex
 
 
 def _filled(read: Messages, before: Messages) -> Messages:
-    """Gaps of a flattened log filled from the conversation that it repeats."""
+    """Fill gaps of a flattened log from the conversation that it repeats."""
     return [
         before[i] if MISSING in m else m
         for i, m in enumerate(read)
@@ -204,7 +205,8 @@ def _open_calls(messages: Messages) -> list[Mapping[str, Any]]:
 
 
 def _results(pending: list[Mapping[str, Any]], runs: list[ToolRun]) -> Messages:
-    """Return what the tools answered, from their own spans: by id, else by name and arguments, each span once."""
+    """Return the tools' answers from their own spans: matched by id, else by name and arguments; each span is used
+    once."""
     left = list(runs)
     out: Messages = []
     for call in pending:
@@ -231,12 +233,12 @@ def traces_of(
     extra: Mapping[str, Any],
     reward: Any = None,
 ) -> Iterator[Trace | Failure]:
-    """Yield the traces of one run. Raises TraceError if no call shows an answer of the model."""
+    """Yield the traces of one run. Raises TraceError if no call contains an answer of the model."""
     found = conversations(exchanges, runs)
     if not found:
         raise TraceError(
-            f"no answer of a model in {len(exchanges)} spans of {key}: content capture was off, or it is under keys that this "
-            "release does not know"
+            f"no answer of a model in {len(exchanges)} spans of {key}: content capture was off, or the answers "
+            "are under keys that this release does not know"
         )
     for n, (messages, tools, model) in enumerate(found, 1):
         record = {"trace_id": key, **extra}

@@ -1,7 +1,7 @@
 """Inspect logs: `.json`, or the `samples/*.json` of an `.eval` archive; one trace per sample and epoch.
 
-Messages hold parsed arguments; where the model events kept the provider's answer, the raw string is taken from there. Tool
-schemas are in the model events only. Large strings may be `attachment://` references, which are resolved.
+Messages contain parsed arguments; if the model events kept the provider's answer, the raw string is taken from there.
+Tool schemas are only in the model events. Large strings may be `attachment://` references, which are resolved.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ GRADES = {"C": 1.0, "I": 0.0, "P": 0.5, "N": 0.0}
 
 
 def fits(value: Any) -> bool:
-    """Return an evaluation log with samples, or one sample."""
+    """Return whether the record is an evaluation log with samples, or one sample."""
     if not isinstance(value, dict):
         return False
     if isinstance(value.get("eval"), dict) and isinstance(value.get("samples"), list):
@@ -33,7 +33,7 @@ def fits(value: Any) -> bool:
 
 
 def traces(record: Record, options: ReadOptions) -> Iterator[Trace | Failure]:
-    """Yield one trace per sample; a sample that is none is a failure of its own. Raises TraceError for a log without
+    """Yield one trace per sample; an invalid sample is a separate failure. Raises TraceError for a log without
     samples."""
     value = record.value
     samples = value.get("samples") if "eval" in value else [value]
@@ -79,7 +79,7 @@ def _sample(sample: Any, header: Any, source: Source, options: ReadOptions) -> T
 
 
 def _resolve(value: Any, attached: Any, depth: int = 0) -> Any:
-    """References to attachments replaced by what they name."""
+    """Replace references to attachments by the attachments' content."""
     if not attached or depth > 60:
         return value
     if isinstance(value, str):
@@ -96,7 +96,7 @@ def _tools(events: list[Mapping[str, Any]]) -> list[Any]:
 
 
 def _raw_arguments(events: list[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Arguments as providers sent them, by call id."""
+    """Return the arguments as providers sent them, by call id."""
     found: dict[str, list[str]] = {}
     for event in events:
         call = event.get("call")
@@ -143,7 +143,7 @@ def _split_reasoning(content: Any) -> dict[str, Any]:
 
 
 def _call(value: Any, raw: Mapping[str, list[str]]) -> Any:
-    """Return a call with its raw arguments, where an event kept a string that parses to the same."""
+    """Return a call with its raw arguments, if an event kept a string that parses to the same value."""
     if not isinstance(value, Mapping):
         return value
     parsed = value.get("arguments")
@@ -158,7 +158,7 @@ def _call(value: Any, raw: Mapping[str, list[str]]) -> Any:
 
 
 def _score(scores: Any) -> float | None:
-    """Return the sample's only score, if it has one and it is a number or a grade."""
+    """Return the sample's only score, if it has exactly one and it is a number or a grade."""
     if not isinstance(scores, Mapping) or len(scores) != 1:
         return None
     only = next(iter(scores.values()))

@@ -1,7 +1,7 @@
-"""Langfuse trace exports: `{trace, observations}`, with input, output and metadata as JSON in strings, twice.
+"""Langfuse trace exports: `{trace, observations}`, with input, output and metadata as doubly encoded JSON strings.
 
-Observations of type GENERATION are the model's calls. Where their own input and output say nothing, the attributes kept in
-their metadata do (`spans.py`).
+Observations of type GENERATION are the model's calls. If their own input and output are empty, the attributes kept in
+their metadata are used (`spans.py`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SCOPE: Literal["record"] = "record"
 
 
 def fits(value: Any) -> bool:
-    """Return a trace with its observations, together or side by side."""
+    """Return whether the record is a trace with its observations, nested or side by side."""
     if not isinstance(value, dict):
         return False
     found = value.get("observations")
@@ -29,7 +29,7 @@ def fits(value: Any) -> bool:
 
 
 def traces(record: Record, options: ReadOptions) -> Iterator[Trace | Failure]:
-    """Yield the traces of one export. Raises TraceError if no observation shows an answer of a model."""
+    """Yield the traces of one export. Raises TraceError if no observation contains an answer of a model."""
     value = record.value
     head = value["trace"] if isinstance(value.get("trace"), Mapping) else value
     observed = [o for o in value["observations"] if isinstance(o, Mapping)]

@@ -1,7 +1,7 @@
-"""LangGraph and LangChain state: messages as `messages_to_dict`, `dumps` or a state's own JSON has them.
+"""LangGraph and LangChain state: messages as serialised by `messages_to_dict`, `dumps` or a state's own JSON.
 
-Read: a state or snapshot (`{values: {messages}}`), a checkpoint (`{channel_values: {messages}}`), a bare list of messages. What
-LangChain could not parse of the student's calls (`invalid_tool_calls`) is a call as well, with its text.
+A record is a state or snapshot (`{values: {messages}}`), a checkpoint (`{channel_values: {messages}}`), or a bare list
+of messages. Calls of the student that LangChain could not parse (`invalid_tool_calls`) are also calls, with their text.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ IDS = ("id", "trace_id", "thread_id", "task_id", "reward", "tools")
 
 
 def fits(value: Any) -> bool:
-    """Return a list of LangChain messages, or an object that holds one where states do."""
+    """Return whether the record is a list of LangChain messages, or an object with such a list at a place where states
+    keep it."""
     found, _ = _messages(value)
     return bool(found) and all(map(is_message, found))
 
@@ -80,7 +81,7 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
 
 
 def _plain(message: Any) -> Mapping[str, Any]:
-    """Return a message without the wrapper that its serialisation put around it."""
+    """Return a message without the wrapper that its serialisation added."""
     held = mapping(message)
     return {**mapping(held["data"]), "type": held.get("type")} if isinstance(held.get("data"), Mapping) else held
 

@@ -17,7 +17,7 @@ SCOPE: Literal["file"] = "file"
 
 
 def fits(value: Any) -> bool:
-    """Return a run, or a batch of them."""
+    """Return whether the record is a run, or a batch of runs."""
     if not isinstance(value, dict):
         return False
     return _is_run(value) or any(isinstance(value.get(k), list) for k in ("post", "patch"))
@@ -37,7 +37,7 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace | Failure]:
                 held = runs.setdefault(str(run["id"]), {})
                 held.update({k: v for k, v in run.items() if v not in (None, {}, []) or k not in held})
     if not runs:
-        raise TraceError("no run in the file")
+        raise TraceError("the file contains no run")
     by_trace: dict[str, list[dict[str, Any]]] = {}
     for run in runs.values():
         by_trace.setdefault(str(run.get("trace_id") or run["id"]), []).append(run)

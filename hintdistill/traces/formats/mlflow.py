@@ -1,4 +1,6 @@
-"""MLflow traces: `{info, data: {spans}}` as `Trace.to_json` writes them, inputs and outputs as JSON in span attributes."""
+"""MLflow traces: `{info, data: {spans}}` as written by `Trace.to_json`, with inputs and outputs as JSON in span
+attributes.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ Span = Mapping[str, Any]
 
 
 def fits(value: Any) -> bool:
-    """Return a trace with its info and its spans."""
+    """Return whether the record is a trace with its info and its spans."""
     if not isinstance(value, dict):
         return False
     spans = mapping(value.get("data")).get("spans", value.get("spans"))
@@ -31,7 +33,7 @@ def fits(value: Any) -> bool:
 
 
 def traces(record: Record, options: ReadOptions) -> Iterator[Trace | Failure]:
-    """Yield the traces of one record. Raises TraceError if no span shows an answer of a model."""
+    """Yield the traces of one record. Raises TraceError if no span contains an answer of a model."""
     value = record.value
     info = mapping(value.get("info", value.get("trace_info")))
     spans = [s for s in listed(mapping(value.get("data")).get("spans", value.get("spans"))) if isinstance(s, Mapping)]

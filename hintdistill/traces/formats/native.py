@@ -1,4 +1,4 @@
-"""The native format: one Trace per line, exactly as the type has it, with a schema version."""
+"""The native format: one Trace per line, with exactly the fields of that type and a schema version."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MARK = "hintdistill_trace"
 
 
 def fits(value: Any) -> bool:
-    """Return whether a record says it is in this format."""
+    """Return whether a record is marked as this format."""
     return isinstance(value, dict) and MARK in value
 
 
@@ -30,11 +30,11 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
 
 
 def parse(value: Any, source: Source, options: ReadOptions) -> Trace:
-    """Return one record to a Trace. Raises TraceError for another version or an invalid record."""
+    """Convert one record into a Trace. Raises TraceError for an unsupported version or an invalid record."""
     if not fits(value):
-        raise TraceError(f"no native trace: the key {MARK!r} is missing")
+        raise TraceError(f"not a native trace: the key {MARK!r} is missing")
     if value[MARK] != TRACE_SCHEMA:
-        raise TraceError(f"native trace of version {value[MARK]!r}; this release reads version {TRACE_SCHEMA}")
+        raise TraceError(f"native trace of version {value[MARK]!r}, but this release reads version {TRACE_SCHEMA}")
     try:
         trace = Trace.model_validate({k: v for k, v in value.items() if k != MARK})
     except ValidationError as error:
@@ -52,13 +52,13 @@ def parse(value: Any, source: Source, options: ReadOptions) -> Trace:
 
 
 def dump(trace: Trace) -> str:
-    """Return one line of the native format. What is at its default is left out."""
+    """Return one line of the native format. Fields with their default value are left out."""
     data = trace.model_dump(mode="json", exclude_defaults=True, exclude={"source"})
     return json.dumps({MARK: TRACE_SCHEMA, **data}, ensure_ascii=False, separators=(",", ":"))
 
 
 def write(path: str | Path, traces: Iterable[Trace]) -> int:
-    """Write traces as JSON lines; returns how many."""
+    """Write traces as JSON lines and return their number."""
     count = 0
     with Path(path).open("w", encoding="utf-8") as file:
         for trace in traces:

@@ -1,6 +1,8 @@
-"""NeMo Gym rollouts: `{responses_create_params, response: {output}, reward}`, with token ids on the items where kept.
+"""NeMo Gym rollouts: `{responses_create_params, response: {output}, reward}`, with token ids on the items if they were
+kept.
 
-What is in `responses_create_params.input` is the task: its assistant turns were given. A record's `id` names its task.
+The items in `responses_create_params.input` are the task, so their assistant turns count as given. A record's `id`
+names its task.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ TASK_KEYS = ("task_id", "instance_id", "problem_id", "uuid", "_ng_task_index", "
 
 
 def fits(value: Any) -> bool:
-    """Return the two keys that every rollout has."""
+    """Return whether the record has the two keys that every rollout has."""
     return isinstance(value, dict) and isinstance(value.get("responses_create_params"), dict) and "response" in value
 
 
@@ -53,8 +55,8 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
 
 
 def _asked(params: Mapping[str, Any]) -> Any:
-    """Return the task's input; where it is empty, the task's text as the metadata keep it, which the harness put into
-    its own words."""
+    """Return the task's input. If it is empty, return the task's text from the metadata, which the harness rephrased
+    for the student."""
     read, metadata = params.get("input"), params.get("metadata")
     if read or not isinstance(metadata, Mapping):
         return read
@@ -66,7 +68,7 @@ def _asked(params: Mapping[str, Any]) -> Any:
 
 
 def _task(value: Mapping[str, Any]) -> str | None:
-    """Return what names the task, looked for in the record, its metadata and its verifier's."""
+    """Return the name of the task, which is searched for in the record, its metadata and its verifier's metadata."""
     metadata = value["responses_create_params"].get("metadata")
     for place in (metadata, value.get("verifier_metadata"), value):
         if isinstance(place, Mapping):

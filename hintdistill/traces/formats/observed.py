@@ -1,8 +1,8 @@
-"""What tracing tools record of a model call, in whatever shape its framework used, as chat messages.
+"""Convert the records that tracing tools keep of model calls, in the forms of many frameworks, into chat messages.
 
-Shared by spans, Langfuse and LangSmith. Shapes met in real exports: chat messages; GenAI `parts`; Gemini `contents`;
-Responses items; Anthropic blocks; LangChain messages and generations; a Vercel AI SDK list of calls; a prompt; plain text. Each may be
-JSON in a string, once or twice.
+Spans, Langfuse and LangSmith share this module. Forms found in real exports: chat messages; GenAI `parts`; Gemini
+`contents`; Responses items; Anthropic blocks; LangChain messages and generations; a Vercel AI SDK list of calls; a
+prompt; plain text. Each of them may be a JSON string, encoded once or twice.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LANGCHAIN = {
     "ToolMessageChunk": "tool",
 }
 MISSING = "missing"
-"""Key of an assistant message whose place is known and whose words the log left out."""
+"""Key of an assistant message whose position is known but whose words are missing from the log."""
 SPOKEN = re.compile(r"^(system|developer|user|assistant|tool): ", re.MULTILINE)
 
 
@@ -47,11 +47,11 @@ def unwrap(value: Any) -> Any:
 
 
 def messages_in(value: Any, role: str) -> Messages:
-    """Return the messages of one side of a call; none if the value is no conversation.
+    """Return the messages of one side of a call; the list is empty if the value is not a conversation.
 
     Args:
-        value: what the tool recorded as input or output.
-        role: whose words plain text is: `user` for an input, `assistant` for an output.
+        value: the recorded input or output.
+        role: the role given to plain text: `user` for an input, `assistant` for an output.
     """
     value = unwrap(value)
     if value is None or value == "" or value == [] or value == {}:
@@ -64,7 +64,7 @@ def messages_in(value: Any, role: str) -> Messages:
 
 
 def _text(text: str, role: str) -> Messages:
-    """Plain text; an input that is a transcript by `role: ` lines is taken apart."""
+    """Return plain text as messages; an input that is a transcript with lines `role: ` is split at them."""
     if role == "user" and SPOKEN.match(text):
         starts = [*SPOKEN.finditer(text)]
         ends = [m.start() for m in starts[1:]] + [len(text)]
@@ -98,7 +98,7 @@ def _typed(item: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _object(value: Mapping[str, Any], role: str) -> Messages:
-    """Return one object: a message, a request, a response."""
+    """Return the messages of one object: a message, a request or a response."""
     if isinstance(value.get("messages"), list):
         return [*_told(value, value["messages"]), *_listed(value["messages"], role)]
     if isinstance(value.get("contents"), list):
@@ -129,7 +129,8 @@ def _object(value: Mapping[str, Any], role: str) -> Messages:
 
 
 def _told(value: Mapping[str, Any], messages: list[Any]) -> Messages:
-    """Return the system prompt that a request keeps beside its messages; none if they begin with one."""
+    """Return the system prompt that a request keeps outside its messages; the result is empty if the messages begin
+    with one."""
     first = unwrap(messages[0]) if messages else None
     if isinstance(first, Mapping) and first.get("role") in ("system", "developer"):
         return []
@@ -156,7 +157,7 @@ def _is_langchain(value: Mapping[str, Any]) -> bool:
 
 
 def _message(value: Mapping[str, Any], role: str) -> Messages:
-    """Return one message of any framework; results in it become messages of their own."""
+    """Convert one message of any framework; results in it become separate messages."""
     if isinstance(value.get("kwargs"), Mapping) and isinstance(value.get("id"), list):
         value = {"type": _class_role(value["id"]), **value["kwargs"]}
     if value.get("type") in tuple(LANGCHAIN) and "role" not in value:
@@ -208,7 +209,7 @@ def _langchain(value: Mapping[str, Any]) -> Messages:
 
 
 def _parts(value: Mapping[str, Any], role: str) -> Messages:
-    """GenAI conventions and Gemini: typed parts, or parts told apart by their key."""
+    """Convert the parts of GenAI conventions and of Gemini: typed parts, or parts identified by their key."""
     said = str(value.get("role", role))
     blocks = [b for part in value["parts"] if isinstance(part, Mapping) for b in _blocks(part, said)]
     rest = {k: v for k, v in value.items() if k not in ("parts", "role", "content", "type")}
@@ -254,7 +255,7 @@ def _either(part: Mapping[str, Any], *names: str) -> Mapping[str, Any] | None:
 
 
 def _ui_tool(part: Mapping[str, Any], what: str) -> list[dict[str, Any]]:
-    """Return a call in a message as a user interface keeps it, with the result."""
+    """Return a call, with its result, from a message in the form that a user interface keeps."""
     name = part.get("toolName") or what.removeprefix("tool-")
     made = [
         {"type": "tool_use", "id": part.get("toolCallId"), "name": name, "input": part.get("input", part.get("args"))}
@@ -268,7 +269,8 @@ def _result(call_id: Any, result: Any, name: Any) -> dict[str, Any]:
 
 
 def _vercel(value: Mapping[str, Any], content: list[Any]) -> Messages:
-    """Parts of the Vercel AI SDK in their order; a tool that the provider ran has its result in the model's own message."""
+    """Convert parts of the Vercel AI SDK in their order; the result of a tool that the provider ran is in the model's
+    own message."""
     blocks: list[Any] = []
     for b in content:
         if b.get("type") == "tool-call":

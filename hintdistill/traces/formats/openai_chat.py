@@ -1,7 +1,7 @@
-"""OpenAI chat messages, in the variants real files have.
+"""OpenAI chat messages, in the variants found in real files.
 
-A record is an object with `messages` (or `traj`, tau-bench), or a bare list of messages; a dataset of prompts and
-completions (TRL) is one too. What a message may look like is in `turns.py`.
+A record is an object with `messages` (or `traj`, tau-bench), a bare list of messages, or a row of a prompt-completion
+dataset (TRL). The forms of a message are described in `turns.py`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["NAME", "SCOPE", "fits", "parse", "parse_tools", "traces"]
 
 
 def fits(value: Any) -> bool:
-    """Return a bare list of messages, or an object with one under a known key."""
+    """Return whether the record is a bare list of messages, or an object with such a list under a known key."""
     if isinstance(value, list):
         return bool(value) and all(isinstance(m, dict) and "role" in m for m in value)
     return isinstance(value, dict) and (
@@ -45,10 +45,10 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
 
 
 def parse(value: Any, source: Source, options: ReadOptions) -> Trace:
-    """Return one record to a Trace.
+    """Convert one record into a Trace.
 
     Raises:
-        TraceError: the record holds no messages, or a message is malformed; the text says which and why.
+        TraceError: the record contains no messages, or a message is malformed; the text says which one and why.
     """
     record: Mapping[str, Any] = {"messages": value} if isinstance(value, list) else value
     if not isinstance(record, Mapping):
@@ -70,7 +70,7 @@ def parse(value: Any, source: Source, options: ReadOptions) -> Trace:
 
 
 def _conversation(record: Mapping[str, Any]) -> tuple[list[Any], set[str]]:
-    """Return the messages of a record and the keys they are under."""
+    """Return the messages of a record and the keys that hold them."""
     key = next((k for k in MESSAGE_KEYS if isinstance(record.get(k), list)), None)
     if key is not None:
         return record[key], {key}
@@ -83,7 +83,8 @@ def _conversation(record: Mapping[str, Any]) -> tuple[list[Any], set[str]]:
 
 
 def given(messages: list[Any]) -> list[Any]:
-    """Messages of a prompt: their assistant turns were read here, not produced here."""
+    """Return the messages of a prompt; its assistant turns count as given, because they were read in this call and not
+    produced."""
     return [{**m, GIVEN: True} if isinstance(m, dict) and m.get("role") == "assistant" else m for m in messages]
 
 

@@ -1,8 +1,8 @@
 """OpenAI Responses items: `message`, `reasoning`, `function_call`, `function_call_output`, grouped into turns.
 
-One turn of the model is what it said between two things it read: reasoning, text and any number of calls, parallel calls
-together. A record is `{input, output}` or `{input, response: {output}}`, or a bare list of items. Assistant turns in
-`input` were given, not produced.
+One turn of the model is its output between two inputs: reasoning, text and any number of calls; parallel calls belong
+to one turn. A record is `{input, output}` or `{input, response: {output}}`, or a bare list of items. Assistant turns in
+`input` count as given, because this call did not produce them.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ OWN_TYPES = (
     "image_generation_call",
     "tool_search_call",
 )
-"""Types of items that only this API has. Others that end in `_call` and `_output` are read alike."""
+"""Types of items that only this API has. Other types that end in `_call` and `_output` are read in the same way."""
 ITEM_TYPES = ("message", *OWN_TYPES)
 RESULTS = ("output", "outputs", "result", "results", "error")
-"""Where a call that a server ran keeps the result."""
+"""Keys that hold the result of a call that a server ran."""
 DOING = ("action", "operation", "queries", "code")
-"""Where the calls of built-in tools keep what is to be done."""
+"""Keys that hold the action of a built-in tool's call."""
 BESIDE = ("mcp_list_tools", "mcp_approval_request", "mcp_approval_response", "ghost_snapshot")
-"""Items that are neither the student's words nor something it read as a message."""
+"""Items that are neither output of the student nor messages that it read."""
 
 
 def fits(value: Any) -> bool:
-    """Return a list of items, or an object with one as the output of a response."""
+    """Return whether the record is a list of items, or an object with one as the output of a response."""
     if isinstance(value, list):
         return _items(value) and any(isinstance(i, dict) and i.get("type") in ITEM_TYPES for i in value)
     if not isinstance(value, dict):
@@ -95,18 +95,18 @@ def conversation(
     tools: Any = None,
     prompted: bool = False,
 ) -> Iterator[Trace]:
-    """Yield the traces of what was read and answered; an output of lists (aviary) is folded into its longest chains.
+    """Yield the traces of one input and output; an output of several lists (aviary) is folded into its longest chains.
 
     Args:
-        record: the whole record; its keys outside `used` are kept.
-        read: `input`: a string, or a list of items or messages.
+        record: the whole record; keys not in `used` are kept.
+        read: the value of `input`: a string, or a list of items or messages.
         response: the response body: `output`, `instructions`, `tools`, `model`.
         source, options: as for every format.
-        reward, task_id, used, tools: what the caller knows of the record.
-        prompted: whether assistant turns in `read` belong to the task, not to the run.
+        reward, task_id, used, tools: values from the record that the caller already knows.
+        prompted: whether assistant turns in `read` belong to the task rather than to the run.
 
     Raises:
-        TraceError: no output, or a malformed item.
+        TraceError: there is no output, or an item is malformed.
     """
     output = response.get("output")
     if not isinstance(output, list):
@@ -145,16 +145,16 @@ def conversation(
 
 
 def _listed_tools(items: list[Any]) -> list[Any]:
-    """Return the schemas that an MCP server listed: the student was shown them."""
+    """Return the schemas that an MCP server listed; the student saw them."""
     listing = [i for i in items if isinstance(i, Mapping) and i.get("type") == "mcp_list_tools"]
     return [t for i in listing if isinstance(i.get("tools"), list) for t in i["tools"]]
 
 
 def turns(items: Any) -> list[dict[str, Any]]:
-    """Items to chat messages, the items of one model turn in one assistant message.
+    """Convert items to chat messages; the items of one model turn become one assistant message.
 
     Raises:
-        TraceError: something that is neither a message nor a known item.
+        TraceError: an element is neither a message nor a known item.
     """
     if isinstance(items, str):
         return [{"role": "user", "content": items}]
@@ -181,8 +181,8 @@ def turns(items: Any) -> list[dict[str, Any]]:
 
 
 def _says_something(message: Mapping[str, Any]) -> bool:
-    """Return whether a message is more than a turn that an item opened and left empty, its result being a message of
-    its own."""
+    """Return whether a message has content, unlike an empty turn that was opened only by an item whose result is a
+    separate message."""
     opened = message.keys() <= {"role", "content", "tool_calls"} and message.get("role") == "assistant"
     return not opened or message.get("content") is not None or bool(message.get("tool_calls"))
 
@@ -196,7 +196,7 @@ def _is_call(what: Any) -> bool:
 
 
 def _inner_result(item: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return what came of a call that a server ran, where the call itself holds it."""
+    """Return the result of a call that a server ran, if the call itself contains it."""
     found = next((item[k] for k in RESULTS if item.get(k) not in (None, [], {})), None)
     if found is None or item.get("type") in CALL_TYPES:
         return None
@@ -207,7 +207,7 @@ CALL_TYPES = ("function_call", "custom_tool_call")
 
 
 def _read(item: Mapping[str, Any], index: int) -> dict[str, Any]:
-    """Something the model read: a message of somebody else, or a call's result."""
+    """Convert an input of the model: a message from someone else, or a call's result."""
     if not _is_output(item.get("type")):
         rest = {k: v for k, v in item.items() if k not in ("type", "status") and v is not None}
         return {**rest, "role": item.get("role"), "content": text_of(item.get("content"), index)}
@@ -216,7 +216,7 @@ def _read(item: Mapping[str, Any], index: int) -> dict[str, Any]:
 
 
 def _output(item: Mapping[str, Any]) -> str | None:
-    """Return what a tool answered; an object without a known key is read whole."""
+    """Return a tool's answer; an object without a known key is returned whole."""
     known = next((item[k] for k in ("output", "result", "results", "content") if item.get(k) is not None), None)
     if known is not None:
         return result_text(known)
@@ -225,8 +225,8 @@ def _output(item: Mapping[str, Any]) -> str | None:
 
 
 def _starts_anew(turn: Mapping[str, Any], items: list[Any], index: int) -> bool:
-    """Return whether an item opens another turn although nothing was read in between: a second text, or a second list
-    of ids."""
+    """Return whether an item starts another turn although no input came in between: a second text, or a second list of
+    ids."""
     item = items[index]
     if any(item.get(n) for n in TOKEN_KEYS["token_ids"]) and any(turn.get(n) for n in TOKEN_KEYS["token_ids"]):
         return True
@@ -262,7 +262,7 @@ def _add(turn: dict[str, Any], item: Mapping[str, Any], index: int) -> None:
 
 
 def _add_call(turn: dict[str, Any], item: Mapping[str, Any], what: str) -> None:
-    """A call of whatever tool: of ours, of a built-in one, or of one that the server ran itself."""
+    """Add a call of any tool: one of the caller's, a built-in one, or one that the server itself ran."""
     name = item.get("name") or what.removesuffix("_call")
     call_id = item.get("call_id") or item.get("id")
     skipped = (
@@ -293,14 +293,14 @@ _TOKENS = frozenset(name for names in TOKEN_KEYS.values() for name in names)
 
 
 def _texts(content: Any) -> Any:
-    """A refusal is what the model said, too."""
+    """Return the texts of an item; a refusal is also output of the model."""
     if not isinstance(content, list):
         return content
     return [p.get("refusal") if isinstance(p, Mapping) and "refusal" in p else p for p in content]
 
 
 def _reasoning(item: Mapping[str, Any], index: int) -> str:
-    """Thinking is in `content`, in `summary`, or nowhere readable."""
+    """Return the reasoning from `content` or `summary`; it is empty if neither is readable."""
     for key in ("content", "summary"):
         if item.get(key):
             return text_of(item[key], index) or ""

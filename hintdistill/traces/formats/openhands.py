@@ -1,7 +1,8 @@
-"""OpenHands runs: rows with a `history` of events (benchmarks), where an action is the agent's and an observation answers it.
+"""OpenHands runs: rows with a `history` of events (benchmarks), in which the agent's actions are answered by
+observations.
 
-The events' own fields are another dialect than what the model wrote; the model's message is in
-`tool_call_metadata.model_response`, once per call it made, and is read from there, once.
+The events' own fields differ from the model's text. The model's message is in `tool_call_metadata.model_response`,
+repeated for each of its calls, and is read from there once.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ SCOPE: Literal["record"] = "record"
 
 
 def is_event(value: Any) -> bool:
-    """Return an action or an observation with its source."""
+    """Return whether the value is an action or an observation with its source."""
     return (
         isinstance(value, dict)
         and "source" in value
@@ -30,7 +31,7 @@ def is_event(value: Any) -> bool:
 
 
 def fits(value: Any) -> bool:
-    """Return a row with events, or a list of them."""
+    """Return whether the record is a row with events, or a list of events."""
     events = value.get("history") if isinstance(value, dict) else value
     return isinstance(events, list) and bool(events) and is_event(events[0])
 
@@ -55,7 +56,8 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
 
 
 def conversation(events: list[Any]) -> tuple[list[dict[str, Any]], Any, str | None]:
-    """Messages, tool schemas and model of a list of events. Raises TraceError for something that is no event."""
+    """Return the messages, tool schemas and model of a list of events. Raises TraceError if an element is not an
+    event."""
     out: list[dict[str, Any]] = []
     tools: Any = None
     model: str | None = None
@@ -112,10 +114,11 @@ def _answer(response: Mapping[str, Any], index: int) -> dict[str, Any]:
     choice = choices[0] if isinstance(choices, list) and choices else None
     message = choice.get("message") if isinstance(choice, Mapping) else None
     if not isinstance(message, Mapping):
-        raise TraceError(f"event {index}: the model's answer has no message")
+        raise TraceError(f"event {index}: the model's answer contains no message")
     return {**{k: v for k, v in message.items() if v is not None}, "role": "assistant"}
 
 
 def _said(event: Mapping[str, Any], args: Any) -> str:
-    """Return what an action without the model's own answer says; the action itself is in its arguments."""
+    """Return the text of an action for which the model's own answer was not kept; the action itself is in its
+    arguments."""
     return str(args.get("content") or args.get("thought") or args.get("final_thought") or event.get("message") or "")

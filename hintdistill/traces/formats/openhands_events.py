@@ -1,4 +1,4 @@
-"""OpenHands sessions that are a file of events and nothing else; see `openhands.py`."""
+"""OpenHands sessions: files that contain only events; see `openhands.py`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SCOPE: Literal["file"] = "file"
 
 
 def fits(value: Any) -> bool:
-    """Return one event."""
+    """Return whether the value is one event."""
     return openhands.is_event(value)
 
 

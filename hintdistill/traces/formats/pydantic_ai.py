@@ -1,7 +1,7 @@
-"""pydantic-ai histories: a list of requests and responses with parts, as `result.all_messages_json()` writes it.
+"""pydantic-ai histories: a list of requests and responses with parts, as written by `result.all_messages_json()`.
 
-Reminders (`retry-prompt`) answer a call, or are the user's words if no call is named. The run's instructions are on each
-request; they are its system prompt.
+Reminders (`retry-prompt`) answer a call, or count as the user's words if they name no call. The run's instructions are
+repeated on each request; they become its system prompt.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PLACES = ("all_messages", "message_history", "messages", "new_messages")
 
 
 def fits(value: Any) -> bool:
-    """Return a list of messages that say their kind and have parts, or an object with one."""
+    """Return whether the record is a list of messages with a kind and parts, or an object with such a list."""
     found = _history(value)
     return bool(found) and all(map(is_message, found))
 
@@ -95,7 +95,7 @@ def _request(message: Mapping[str, Any], index: int) -> list[dict[str, Any]]:
         elif what == "retry-prompt":
             out.append({**_beside(part), "role": "user", "content": _said_back(part), "part_kind": what})
         else:
-            raise TraceError(f"message {index} has a part of kind {what!r}, which is not known")
+            raise TraceError(f"message {index} has a part of the unknown kind {what!r}")
     return out
 
 
@@ -103,12 +103,12 @@ _WORDS = ("part_kind", "content", "tool_name", "tool_call_id", "args", "tool_kin
 
 
 def _beside(part: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a part says besides its words: times, ids, what the provider noted."""
+    """Return the fields of a part other than its words: times, ids and the provider's notes."""
     return {k: v for k, v in part.items() if k not in _WORDS and v not in (None, {}, [])}
 
 
 def _said_back(part: Mapping[str, Any]) -> str | None:
-    """Return a result, or the complaint about a call, as text."""
+    """Return a result, or the error message about a call, as text."""
     return as_text(part.get("content"))
 
 

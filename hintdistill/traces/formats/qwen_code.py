@@ -1,6 +1,7 @@
-"""Qwen Code session logs: one event a line in a tree by `uuid`, messages in Gemini's `parts`.
+"""Qwen Code session logs: one event per line in a tree by `uuid`, with messages as Gemini `parts`.
 
-The envelope is that of Claude Code; the messages are not. What the tool notes of itself (`system` lines, telemetry) is counted.
+The envelope is the same as in Claude Code's logs; the messages differ. Notes of the tool itself (`system` lines,
+telemetry) are only counted.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ SAID = ("user", "assistant", "tool_result")
 
 
 def fits(value: Any) -> bool:
-    """Return a line of a session whose message has parts."""
+    """Return whether the record is a line of a session whose message has parts."""
     if not isinstance(value, dict) or not {"sessionId", "uuid"} <= value.keys():
         return False
     message = value.get("message")
@@ -41,7 +42,7 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace | Failure]:
             or line.get("type") not in SAID
             or not isinstance(line.get("message"), Mapping)
         ):
-            skipped[str(line.get("type")) if isinstance(line, Mapping) else "no object"] += 1
+            skipped[str(line.get("type")) if isinstance(line, Mapping) else "not an object"] += 1
             if isinstance(line, Mapping) and line.get("uuid"):
                 # a note in the tree: what hangs on it hangs on what is above it
                 parents[str(line["uuid"])] = _known(line.get("parentUuid"), lines, parents) or last
@@ -68,7 +69,7 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace | Failure]:
 
 
 def _known(parent: Any, lines: Mapping[str, Any], parents: Mapping[str, str | None]) -> str | None:
-    """Return the message that a parent's id stands for; notes stand for what is above them."""
+    """Return the message that a parent's id refers to; the id of a note refers to the message above it."""
     return str(parent) if str(parent) in lines else parents.get(str(parent))
 
 

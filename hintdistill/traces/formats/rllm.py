@@ -20,7 +20,8 @@ SCOPE: Literal["record"] = "record"
 
 
 def fits(value: Any) -> bool:
-    """Return an episode with trajectories, or one trajectory, of steps with chat completions."""
+    """Return whether the record is an episode with trajectories, or one trajectory, whose steps have chat
+    completions."""
     return (
         isinstance(value, dict)
         and ("trajectories" in value or "steps" in value)

@@ -1,6 +1,7 @@
-"""HAR captures and further coding agents' sessions (Copilot CLI, Cursor, `codex exec`, `claude -p` streams), by way of ATIF.
+"""HAR captures and sessions of further coding agents (Copilot CLI, Cursor, `codex exec`, `claude -p` streams),
+converted through ATIF.
 
-The conversion is `atif-make`'s, which needs Python 3.12; where it is not installed such a file is refused with that reason.
+The package `atif-make` does the conversion and needs Python 3.12; without it such a file is refused with that reason.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ SCOPE: Literal["file"] = "file"
 
 
 def fits(value: Any) -> bool:
-    """Return a HAR log, or a line of one of the sessions."""
+    """Return whether the record is a HAR log, or a line of one of the sessions."""
     return _kind(value) is not None
 
 
 def _kind(value: Any) -> str | None:
-    """atif-make's name for what a value is part of."""
+    """Return atif-make's name for the file format that a value belongs to."""
     if not isinstance(value, dict):
         return None
     log, what, message = value.get("log"), value.get("type"), value.get("message")
@@ -50,14 +51,16 @@ def _kind(value: Any) -> str | None:
 
 
 def traces(record: Record, options: ReadOptions) -> Iterator[Trace | Failure]:
-    """Yield the traces of what atif-make makes of the file. Raises TraceError if it is absent or refuses."""
+    """Yield the traces that atif-make makes from the file. Raises TraceError if it is not installed or refuses the
+    file."""
     try:
         import atif_make
     except ImportError:
         here = ".".join(map(str, sys.version_info[:2]))
         raise TraceError(
-            f"{_kind(record.value[0])} is read through atif-make, which is not installed and needs Python 3.12 (this is {here}): "
-            "pip install 'hintdistill[sessions]' there, or convert with `uvx atif-make FILE` and read the result"
+            f"{_kind(record.value[0])} is read through atif-make, which is not installed and needs Python 3.12 "
+            f"(this is {here}): run pip install 'hintdistill[sessions]' there, or convert with `uvx atif-make "
+            "FILE` and read the result"
         ) from None
     found = _kind(record.value[0])
     with tempfile.TemporaryDirectory() as folder:

@@ -1,6 +1,7 @@
 """ShareGPT conversations (LLaMA-Factory and older fine-tuning sets): `conversations: [{from, value}]`, `tools` a JSON string.
 
-A `function_call` turn holds the call as JSON text; the call is read from it, and its arguments keep the bytes they have there.
+A `function_call` turn contains the call as JSON text. The call is parsed from it, and its arguments keep their original
+bytes.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ ROLES = {
 
 
 def fits(value: Any) -> bool:
-    """Return a list of `{from, value}`."""
+    """Return whether the record has a list of `{from, value}`."""
     turns = value.get("conversations") if isinstance(value, dict) else None
     return isinstance(turns, list) and bool(turns) and isinstance(turns[0], dict) and "from" in turns[0]
 
@@ -69,7 +70,8 @@ def _turn(turn: Any, index: int, options: ReadOptions) -> dict[str, Any]:
 
 
 def _calls(text: str) -> list[dict[str, Any]]:
-    """Return the calls that a text is, with their arguments as the text has them; none if it is no call."""
+    """Return the calls that a text encodes, with the arguments exactly as in the text; the list is empty if it encodes
+    none."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):

@@ -1,7 +1,7 @@
 """OpenTelemetry spans: GenAI conventions, OpenInference, Traceloop, ADK, ADOT, Vercel AI SDK; OTLP or flat lists.
 
-The mapper libraries of the field give an evaluator's view (parsed arguments, no system prompt, no schemas), so the spans are
-read here: each model call's input and output, wherever its instrumentation put them.
+The mapping libraries of the field give an evaluator's view (parsed arguments, no system prompt, no schemas). The spans
+are therefore read directly: each model call's input and output, at every place where instrumentations put them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ INDEXED = re.compile(r"(?:^|\.)(\d+)\.")
 
 
 def fits(value: Any) -> bool:
-    """Return a span, a batch of OTLP, or an object with a list of spans."""
+    """Return whether the record is a span, an OTLP batch, or an object with a list of spans."""
     if not isinstance(value, dict):
         return False
     if any(k in value for k in ("resourceSpans", "resource_spans")):
@@ -66,7 +66,7 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace | Failure]:
 
 
 def _spans(value: Any) -> Iterator[Span]:
-    """Flat spans of any container."""
+    """Yield flat spans from any container."""
     if not isinstance(value, Mapping):
         return
     for resource in _within([value], "resourceSpans", "resource_spans"):
@@ -80,7 +80,7 @@ def _spans(value: Any) -> Iterator[Span]:
 
 
 def _within(holders: list[Any], *names: str) -> Iterator[Span]:
-    """Yield the objects in the lists that the holders have under one of the names."""
+    """Yield the objects in the holders' lists under any of the given names."""
     for holder in holders:
         for name in names:
             yield from (item for item in listed(mapping(holder).get(name)) if isinstance(item, Mapping))
@@ -97,7 +97,7 @@ def _id(span: Span, what: str) -> Any:
 
 
 def attributes(value: Any) -> dict[str, Any]:
-    """Attributes as a flat mapping; OTLP's list of typed values is unwrapped."""
+    """Return attributes as a flat mapping; OTLP's list of typed values is unwrapped."""
     if isinstance(value, list):
         return {
             a["key"]: _typed(a.get("value")) for a in value if isinstance(a, Mapping) and isinstance(a.get("key"), str)
@@ -106,7 +106,7 @@ def attributes(value: Any) -> dict[str, Any]:
 
 
 def _typed(value: Any) -> Any:
-    """OTLP's `{"stringValue": …}` and its kin."""
+    """Return the value of OTLP's `{"stringValue": …}` and similar typed values."""
     if not isinstance(value, Mapping):
         return value
     if "arrayValue" in value:
@@ -147,7 +147,8 @@ def _exchange(span: Span) -> Exchange:
 
 
 def _events(span: Span) -> Iterator[dict[str, Any]]:
-    """Content that instrumentations put on events: under the names of attributes, as bodies, or one event per message."""
+    """Return content that instrumentations put on events: under attribute names, as bodies, or as one event per
+    message."""
     by_message: dict[str, list[Any]] = {}
     for event in _within([span], "span_events", "events"):
         own = attributes(event.get("attributes"))
@@ -187,7 +188,7 @@ def _add_event(by_message: dict[str, list[Any]], name: str, own: Mapping[str, An
 
 
 def exchanged(own: Mapping[str, Any]) -> tuple[Messages, Messages]:
-    """Return what a model read and said, from a span's attributes: the first dialect that shows an answer."""
+    """Return a model call's input and output from a span's attributes, using the first dialect that shows an answer."""
     sides: tuple[tuple[Messages, Messages], ...] = (
         (
             messages_in(own.get("gen_ai.input.messages"), "user"),
@@ -226,7 +227,8 @@ def _vercel(own: Mapping[str, Any]) -> Messages:
 
 
 def _indexed(own: Mapping[str, Any], prefix: str, inner: str) -> Messages:
-    """Messages flattened into keys: `llm.input_messages.0.message.tool_calls.1.tool_call.function.arguments`."""
+    """Rebuild messages that were flattened into keys:
+    `llm.input_messages.0.message.tool_calls.1.tool_call.function.arguments`."""
     tree: dict[str, Any] = {}
     for key, value in own.items():
         if key.startswith(prefix + "."):
@@ -272,7 +274,7 @@ def _flat_message(node: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def tools_in(own: Mapping[str, Any]) -> list[Any]:
-    """Tool schemas of a call, wherever its instrumentation put them."""
+    """Return the tool schemas of a call, at every place where instrumentations put them."""
     for key in ("gen_ai.tool.definitions", "ai.prompt.tools", "gen_ai.request.tools"):
         found = unwrap(own.get(key))
         if isinstance(found, list) and found:

@@ -1,7 +1,8 @@
-"""SWE-agent `.traj` and mini-swe-agent trajectories: chat messages under `history` or `messages`, with notes of the agent.
+"""SWE-agent `.traj` and mini-swe-agent trajectories: chat messages under `history` or `messages`, with the agent's
+notes.
 
-Actions of older versions are in the text, and what the shell answered in user messages; both stay if they are. A
-demonstration in the history was given, not produced.
+In older versions actions are part of the text, and the shell's answers are user messages; both are left that way. A
+demonstration in the history counts as given, because the run did not produce it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ SCOPE: Literal["record"] = "record"
 
 
 def fits(value: Any) -> bool:
-    """Return a history of messages, or mini-swe-agent's own mark."""
+    """Return whether the record is a history of messages, or carries mini-swe-agent's own mark."""
     if not isinstance(value, dict):
         return False
     if isinstance(value.get("trajectory_format"), str) and value["trajectory_format"].startswith("mini-swe-agent"):
@@ -35,8 +36,8 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
     """Yield the one trace of a run.
 
     Raises:
-        TraceError: it is none.
-        LostStepError: after the trace, where a step at its end is known by its answer only, without its calls.
+        TraceError: the record is not such a run.
+        LostStepError: raised after the trace, if only the answer of a step at its end is known, without its calls.
     """
     value = record.value
     key = "history" if isinstance(value.get("history"), list) else "messages"
@@ -64,12 +65,13 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
     )
     if lost:
         raise LostStepError(
-            f"the last {len(later)} steps of `trajectory` are not in `history`, and their calls are not recorded there"
+            f"the last {len(later)} steps of `trajectory` are missing from `history`, and their calls are not recorded"
         )
 
 
 def _later_steps(trajectory: Any, messages: list[Any]) -> list[dict[str, Any]]:
-    """Steps at the end of a trajectory that its history does not have yet: it is written before the last answer is added."""
+    """Return the steps at the end of a trajectory that its history does not contain yet: it is written before the last
+    answer is added."""
     steps = [s for s in trajectory if isinstance(s, dict)] if isinstance(trajectory, list) else []
     said = [
         text.strip()

@@ -1,7 +1,8 @@
-"""tau2-bench simulations: `messages` with flat calls `{id, name, arguments, requestor}`; the user simulator calls tools, too.
+"""tau2-bench simulations: `messages` with flat calls `{id, name, arguments, requestor}`; the user simulator also calls
+tools.
 
-A call of the user, and its result, is the user's business: the student never saw it. The body of the model server, where
-`raw_data` holds it, gives the arguments as the model wrote them, and token ids where it kept them.
+Calls of the user and their results are left out, because the student never saw them. If `raw_data` contains the model
+server's response body, arguments come from it exactly as the model wrote them, together with token ids if it has them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ SCOPE: Literal["record"] = "record"
 
 
 def fits(value: Any) -> bool:
-    """Return a simulation run, or a results file with several."""
+    """Return whether the record is a simulation run, or a results file with several runs."""
     if not isinstance(value, dict):
         return False
     runs = value.get("simulations")
@@ -66,7 +67,7 @@ def _message(value: Any) -> list[Any]:
 
 
 def _from_body(body: Mapping[str, Any], message: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the server's answer adds: raw arguments, token ids."""
+    """Return the additions from the server's response: raw arguments and token ids."""
     choices = body.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], Mapping) else {}
     said = choice.get("message")

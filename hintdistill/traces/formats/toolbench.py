@@ -1,8 +1,8 @@
 """ToolBench and StableToolBench answers: a search tree of chats in the legacy `function_call` form.
 
-`answer_generation.train_messages` holds the prefixes of the branch that was answered, one per call of the model; branches
-beside it are counted, not read. Where a search failed there are none, and the turns are in the tree: each path to a leaf is a
-conversation, and a node is the student's on the first path that holds it only.
+`answer_generation.train_messages` contains the prefixes of the branch that led to the answer, one per model call; other
+branches are counted, not read. If a search failed it is empty, and the turns are in the tree: each path to a leaf is a
+conversation, and a node is the student's only on the first path that contains it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SCOPE: Literal["record"] = "record"
 
 
 def fits(value: Any) -> bool:
-    """Return an answer with a tree or tries."""
+    """Return whether the record is an answer with a tree or tries."""
     return (
         isinstance(value, dict)
         and isinstance(value.get("answer_generation"), dict)
@@ -31,11 +31,11 @@ def fits(value: Any) -> bool:
 
 
 def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
-    """Yield one trace per conversation that no other continues.
+    """Yield one trace per conversation that is not a prefix of another.
 
     Raises:
-        TraceError: there is none.
-        UnreadBranchesError: after the traces, where the search has branches that are not read.
+        TraceError: there is no conversation.
+        UnreadBranchesError: raised after the traces, if the search has branches that are not read.
     """
     value = record.value
     answer = value["answer_generation"]
@@ -61,12 +61,12 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
         )
     if isinstance(listed, list) and listed and (unread := _unread(_from_tree(value), found)):
         raise UnreadBranchesError(
-            f"{unread} branches of the search tree that were abandoned are not read; the answered branch is"
+            f"{unread} abandoned branches of the search tree are not read; the answered branch is"
         )
 
 
 def _unread(paths: list[list[dict[str, Any]]], found: list[list[dict[str, Any]]]) -> int:
-    """Return how many paths of the tree make calls that no conversation makes from its start on."""
+    """Return how many paths of the tree make calls that no conversation begins with."""
     read = [_calls(messages) for messages in found]
     return sum(not any(calls == other[: len(calls)] for other in read) for calls in map(_calls, paths))
 
@@ -77,8 +77,8 @@ def _calls(messages: list[dict[str, Any]]) -> list[tuple[Any, Any]]:
 
 
 def _given_up(value: Mapping[str, Any], found: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Return the turns of branches that the search gave up, each once: tried, and in no conversation that was
-    answered."""
+    """Return the turns of abandoned branches, each once: they were tried, but are not part of an answered
+    conversation."""
     said = {_key(m) for messages in found for m in messages if isinstance(m, Mapping)}
     left: dict[str, dict[str, Any]] = {}
     for path in _from_tree(value):
@@ -104,7 +104,7 @@ def _from_tree(value: Mapping[str, Any]) -> list[list[dict[str, Any]]]:
 
 
 def _paths(root: Mapping[str, Any]) -> Iterator[list[Any]]:
-    """Root-to-leaf paths, depth first, without recursion: a tree from outside may be deep."""
+    """Yield the paths from root to leaf, depth first, without recursion, because an untrusted tree may be deep."""
     stack: list[tuple[Any, list[Any]]] = [(root, [])]
     while stack:
         node, path = stack.pop()
@@ -117,7 +117,8 @@ def _paths(root: Mapping[str, Any]) -> Iterator[list[Any]]:
 
 
 def _turns(path: list[Any]) -> list[dict[str, Any]]:
-    """`Thought`, `Action` and `Action Input` nodes are one turn of the model; an input's observation is the result."""
+    """Merge `Thought`, `Action` and `Action Input` nodes into one turn of the model; an input's observation is the
+    result."""
     out: list[dict[str, Any]] = []
     turn: dict[str, Any] | None = None
     for node in path:

@@ -1,6 +1,7 @@
-"""verifiers v0 `results.jsonl` and prime-rl `train_rollouts.jsonl`: `{example_id, prompt, completion, reward, …}`, one a line.
+"""verifiers v0 `results.jsonl` and prime-rl `train_rollouts.jsonl`: `{example_id, prompt, completion, reward, …}`, one
+per line.
 
-What is in `prompt` was given; what is in `completion` is the run. Newer rows carry token ids under `tokens`.
+Messages in `prompt` count as given; messages in `completion` are the run. Newer rows have token ids under `tokens`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ SCOPE: Literal["record"] = "record"
 
 
 def fits(value: Any) -> bool:
-    """Prompt and completion beside an example's number."""
+    """Return whether the record has a prompt, a completion and an example's number."""
     return isinstance(value, dict) and "completion" in value and "prompt" in value and "example_id" in value
 
 
@@ -52,7 +53,7 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
 
 
 def _with_tokens(messages: list[Any], steps: Any) -> list[Any]:
-    """Token ids of `trajectory[].tokens`, one entry per assistant turn, where the row has them."""
+    """Add the token ids of `trajectory[].tokens`, one entry per assistant turn, if the row has them."""
     turns = [i for i, m in enumerate(messages) if isinstance(m, dict) and m.get("role") == "assistant"]
     if not isinstance(steps, list) or len(steps) != len(turns):
         return messages

@@ -1,7 +1,8 @@
 """verifiers v1 `traces.jsonl`: an episode as a graph of messages; each path from the root to a leaf is one trace.
 
-A node is `{parent, message, sampled, token_ids, mask, logprobs}`. Its token ids are the ones it adds to its parent's; where
-`mask` is set they were sampled. Branches share their trunk, so a node is the student's only on the first path that holds it.
+A node is `{parent, message, sampled, token_ids, mask, logprobs}`. A node lists only the token ids that it adds to its
+parent's; ids at which `mask` is set were sampled. Branches share their trunk, so a node is the student's only on the
+first path that contains it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ Node = Mapping[str, Any]
 
 
 def fits(value: Any) -> bool:
-    """Return a list of nodes with a parent and a message."""
+    """Return whether the record has a list of nodes with a parent and a message."""
     nodes = value.get("nodes") if isinstance(value, dict) else None
     return (
         isinstance(nodes, list)
@@ -32,7 +33,7 @@ def fits(value: Any) -> bool:
 
 
 def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
-    """Yield one trace per leaf. Raises TraceError if the graph is none."""
+    """Yield one trace per leaf. Raises TraceError if the graph is invalid."""
     value = record.value
     nodes = [_node(n, i) for i, n in enumerate(value["nodes"])]
     parents = [_parent(n, i) for i, n in enumerate(nodes)]

@@ -1,9 +1,10 @@
-"""Logs of single calls: a request's messages with the response's choices, as vLLM and every OpenAI-compatible server give them.
+"""Logs of single calls: a request's messages with the response's choices, as returned by vLLM and every
+OpenAI-compatible server.
 
-With `return_token_ids` the body carries `prompt_token_ids` and, per choice, `token_ids`; they are used verbatim. Read: a
-bare response body (then the context is known by its ids alone), `{request, response}`, and logs that put the request's
-messages beside the response (OpenHands, LiteLLM). Each call repeats the conversation so far; `repeats.py` keeps a turn in
-one place.
+With `return_token_ids` the body contains `prompt_token_ids` and, per choice, `token_ids`, which are used verbatim. A
+record is a bare response body (whose context is known only by its ids), `{request, response}`, or a log that puts the
+request's messages next to the response (OpenHands, LiteLLM). Each call repeats the conversation so far; `repeats.py`
+trains each turn only once.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ CALLS = True
 """Each record repeats the conversation so far; see `repeats.py`."""
 REQUESTS = ("request", "body", "input", "request_body", "inputs", "kwargs", "params", "parameters", "payload", "data")
 PROMPTS = ("messages", "prompt", "input", "inputs")
-"""Where a request keeps what was asked: messages, or one text."""
+"""Keys of a request that hold its input: messages, or one text."""
 RESPONSES = ("response", "output", "response_body", "outputs", "result", "completion", "response_obj")
 
 
 def fits(value: Any) -> bool:
-    """Choices with a message or token ids, at the top or under a response."""
+    """Return whether the record has choices with a message or token ids, at the top level or in a response."""
     return isinstance(value, dict) and _parts(value) is not None
 
 
@@ -39,7 +40,7 @@ def _choices(value: Any) -> bool:
 
 
 def _parts(value: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
-    """Request and response body; the record itself if it is one of them."""
+    """Return the request and the response body; the record itself if it is one of them."""
     response = value if _choices(value) else next((value[k] for k in RESPONSES if _choices(value.get(k))), None)
     if response is None:
         return None
@@ -49,7 +50,7 @@ def _parts(value: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, An
 
 
 def _asked(request: Mapping[str, Any]) -> tuple[Any, str]:
-    """Return what a request asked, and under which key; None if it asked nothing."""
+    """Return a request's input and its key; None if it has no input."""
     for key in PROMPTS:
         found = loads(request.get(key))
         if isinstance(found, list) and all(isinstance(m, dict) for m in found):
