@@ -166,13 +166,18 @@ def summarise_again(folder: Path) -> dict[str, Any]:
 
 def _summarise(config: AblationConfig, folder: Path, sessions: list[dict[str, Any]]) -> dict[str, Any]:
     tuned, chosen = tuned_config(config, folder)
-    shared, arms = plan_jobs(tuned)
-    results = _results(tuned, folder, (*shared, *arms))
+    results = finished(tuned, folder)
     if not any(r["arm"] != "shared" for r in results):
         raise ConfigError(f"no job of {folder} is finished yet")
     document = summarise_jobs(tuned, results, sessions, chosen)
     write_evidence(document, folder)
     return document
+
+
+def finished(config: AblationConfig, folder: Path) -> list[dict[str, Any]]:
+    """The results that are there, of what the arms of a seed share and of the arms."""
+    shared, arms = plan_jobs(config)
+    return _results(config, folder, (*shared, *arms))
 
 
 def _results(config: AblationConfig, folder: Path, jobs: Sequence[Job]) -> list[dict[str, Any]]:

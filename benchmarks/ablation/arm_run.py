@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from hintdistill.training.reward import OutcomeData
     from hintdistill.training.stage import TrainSummary
 
-NO_PREDICTION = ("sft_success", "sft_corrected", "random_step", "none", "hint_outcome")
+NO_PREDICTION = ("sft_success", "sft_corrected", "sft_gold", "gold_steps", "random_step", "none", "hint_outcome")
 """Arms without a hint at the erring step, or with more than that to learn from."""
 
 
@@ -92,7 +92,8 @@ def _round(bench: Bench, number: int, students: Sequence[Path]) -> tuple[dict[st
         if ":" in arm:
             row |= critic_noise.counted(arms.noisy_findings(arm, data), data.found)
     a = bench.ablate
-    budget = Budget(rows=a.rows, anchors=a.rows, steps=a.steps, fill=a.fill, held_share=a.hold.share)
+    others = {"twin": a.rows} if arm == "twins" else {}
+    budget = Budget(a.rows, a.rows, a.steps, fill=a.fill, held_share=a.hold.share, others=others)
     chosen, distinct = draw_rows(targets, budget, bench.salt(number), held)
     hints = sum(t.kind == "hint" for t in chosen)
     row |= {

@@ -9,6 +9,9 @@
 | full_trace | all hints of a trace in its system prompt, loss on every step of it (SDPO-like, arXiv 2601.20802) |
 | sft_success | cross-entropy on every step of successful episodes: it sees the success label |
 | sft_corrected | cross-entropy on steps that the hinted student sampled in place of erring ones, if the critic has no objection |
+| sft_gold | cross-entropy on the right answer in place of erring steps; the environment knows it (`right_text`) |
+| gold_steps | cross-entropy on the right answers to as many tasks as there are rows, erred at or not: more warm-up |
+| twins | `hint`, and the erring steps held in the twins of their contexts, in which they are right |
 | hint_outcome | `hint` beside an outcome reward on every step of the same rollouts, (L_RL + L_D)/2; it sees the success label too |
 | stale, foreign, llm_critic | `hint` on traces of the round before, on another policy's traces, with another critic |
 | replay | `hint` on single fresh steps of the student at the steps of those other traces (`rollout.source: replay`) |
@@ -29,12 +32,14 @@ from typing import Any
 from benchmarks.ablation import critic_noise
 from benchmarks.ablation.settings import parse_noise
 from hintdistill.config import RunConfig
+from hintdistill.core.errors import ConfigError
 from hintdistill.core.scores import Target
 from hintdistill.core.types import Critique, Trace
 from hintdistill.injection.hints import seed_of
 from hintdistill.injection.splice import Injector
 from hintdistill.pipeline import critique, inject, read, rescore, variants
 from hintdistill.pipeline.context import RunContext
+from hintdistill.pipeline.corrections import corrected_step
 from hintdistill.pipeline.stages import run_stages
 from hintdistill.pipeline.store import RunDir
 from hintdistill.pipeline.variants import Found, Material, judge
@@ -42,7 +47,7 @@ from hintdistill.rollouts.hinted import play_hinted
 from hintdistill.rollouts.measure import options_of
 from hintdistill.rollouts.sampling import Episode, Sampler
 
-DISTILLED = ("hint", "hint_outcome", "stale", "foreign", "replay", "llm_critic")
+DISTILLED = ("hint", "twins", "hint_outcome", "stale", "foreign", "replay", "llm_critic")
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,10 @@ def targets_of(arm: str, data: RoundData, folder: Path) -> list[Target]:
         return [*variants.sft(ctx, steps), *data.anchors()]
     if arm == "sft_corrected":
         return [*variants.sft(ctx, corrected_steps(data)), *data.anchors()]
+    if arm == "sft_gold":
+        return [*variants.sft(ctx, right_steps(data, [t for t, _ in found])), *data.anchors()]
+    if arm == "gold_steps":
+        return [*variants.sft(ctx, right_steps(data, data.traces)), *data.anchors()]
     return _noisy(arm, data, folder)
 
 
@@ -185,6 +194,32 @@ def corrected_steps(data: RoundData) -> list[tuple[Trace, int]]:
             and not any(f.step == c.step for f in verdict.findings)
         ):
             out.append((c.episode.trace, c.step))
+    return out
+
+
+def right_steps(data: RoundData, traces: Sequence[Trace]) -> list[tuple[Trace, int]]:
+    """The traces with the right answer in place of their one step, as the student would write it.
+
+    Raises:
+        ConfigError: the environment does not say the right answers, or a trace has more than one step, so that what is right at one
+            of them depends on the others.
+    """
+    ctx, suite = data.ctx, suite_of(data.ctx)
+    if not hasattr(suite, "right_text"):
+        raise ConfigError(f"{ctx.config.rollout.environment} has no `right_text`, which the arms on right answers need")
+    sampler = Sampler(ctx.engine(ctx.model_folder), ctx.renderer, options_of(ctx.config.rollout, 0.0, 0))
+    end, out = ctx.renderer.tokenizer.eos_token_id, []
+    for trace in traces:
+        if len(trace.own_steps) != 1:
+            raise ConfigError(
+                f"{trace.id} has {len(trace.own_steps)} steps; `right_text` is the answer of a single one"
+            )
+        step = trace.own_steps[0]
+        ids = [*ctx.renderer.encode(suite.right_text(trace.task_id or trace.id)), end]
+        right, why = corrected_step(sampler, trace, step, ctx.renderer.step(trace, step).context_ids, ids)
+        if right is None:
+            raise ConfigError(f"the right answer of {trace.id} is {why}")
+        out.append((right, step))
     return out
 
 

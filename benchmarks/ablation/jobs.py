@@ -18,8 +18,16 @@ from hintdistill.core.paths import contents
 from hintdistill.core.storage import content_key
 from hintdistill.pipeline.arms import changed, cross_entropy, training_content
 
-LIKE_HINT = ("stale", "foreign", "replay", "llm_critic", "hint_outcome", "step", "alarm", "hint")
+LIKE_HINT = ("twins", "stale", "foreign", "replay", "llm_critic", "hint_outcome", "step", "alarm", "hint")
 """Arms that are the method on other data, under another critic or beside a reward, and train as it does unless told otherwise."""
+
+
+CROSS_ENTROPY = ("sft_success", "sft_corrected", "sft_gold", "gold_steps")
+"""Arms whose rows are steps to be said as they stand."""
+
+
+TWINS = {"per_finding": 1, "weight": 0.5}
+"""The twins of the arm `twins`: half of a hint's weight, as on the toy world's grid (docs/decisions.md)."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +65,10 @@ def job_config(config: AblationConfig, job: Job, folder: Path) -> RunConfig:
     data["train"] = changed(data["train"], change)
     if job.setting is not None:
         data["train"] = changed(data["train"], settings_of(config, job.arm)[job.setting])
-    if job.arm.startswith("sft_"):
+    if job.arm in CROSS_ENTROPY:
         data["train"] = changed(data["train"], cross_entropy(TrainSection.model_validate(data["train"])))
+    if job.arm == "twins":
+        data["train"] = changed(data["train"], {"twins": TWINS})
     if job.arm == "hint_outcome":
         data["train"] = changed(data["train"], {"recipe": {"coupling": {"kind": "additive", "weight": 0.5}}})
         # a round plays each task once
