@@ -3,10 +3,10 @@
     python benchmarks/bfcl.py [--dir runs/bfcl] [--summary] [--docs] [key=value …]      needs bfcl-eval, and the student of
                                                                         examples/bfcl/warm_up.py: run.model=FOLDER for another place
 
-`benchmarks/prereg/bfcl.yaml` was committed before any outcome on test tasks was seen and says what is asked; `benchmarks/ablation/bfcl.yaml`
-has arms, rows and steps. Every arm tries two rates on validation tasks; every arm of every seed is a job of its own, so a kill
-costs one. Last line: one JSON object. `--docs` writes the tables of what is finished, and what is owed, into docs/bfcl.md.
-"""
+`benchmarks/prereg/bfcl.yaml` has the claims and was committed before any outcome on test tasks was seen;
+`benchmarks/ablation/bfcl.yaml` has arms, rows and steps. Every arm tries two rates on validation tasks; every arm of
+every seed is a job of its own, so a kill costs one. Last line: one JSON object. `--docs` writes the tables of what is
+finished, and what is owed, into docs/bfcl.md."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def compared(a: Outcomes, b: Outcomes | None, n: int) -> tuple[Interval, float, 
 
 
 def endpoints(found: Mapping[str, Mapping[str, Outcomes]], asked: Sequence[Mapping[str, Any]], n: int) -> list[Any]:
-    """What each endpoint has come out as; None where an arm of it is owed."""
+    """Return the result of each endpoint; None if one of its arms is missing."""
     out: list[Any] = []
     for one in asked:
         a, b = (found.get(one[key], {}).get(one["of"], {}) for key in ("arm", "minus"))

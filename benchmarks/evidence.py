@@ -263,7 +263,7 @@ def _verdict(reached: bool | None) -> str:
 
 
 def readme_text(document: Data) -> str:
-    """The rows of README.md: the targeted hint and the arms that stand for neighbouring methods."""
+    """Return the rows of README.md: the targeted hint and the arms that represent similar methods."""
     regime = document["regimes"]["common"]
 
     def near(settings: Data) -> str:

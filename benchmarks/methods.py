@@ -81,7 +81,7 @@ SEEDS, SMALL_STEPS = (0, 1, 2), 4
 
 @dataclass(frozen=True)
 class Setting:
-    """What the benchmark is run with."""
+    """The settings of the benchmark."""
 
     folder: Path
     teacher: Path | None
@@ -127,7 +127,7 @@ class MethodJob:
 
     @property
     def section(self) -> TrainSection:
-        """How it trains."""
+        """Its training settings."""
         section = self.shared.section_of(RecipeArm(self.arm, self.rate))
         if self.arm != SFT:
             return section
@@ -146,7 +146,7 @@ class MethodJob:
         )
 
     def targets(self) -> list[Target]:
-        """The arm's targets: its run's, or the corrected steps beside the base run's anchors."""
+        """Return the arm's targets: those of its run, or the corrected steps with the base run's anchors."""
         own = self.shared.targets[self.arm]
         if self.arm != SFT:
             return own

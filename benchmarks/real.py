@@ -144,7 +144,7 @@ def _recipes(args: argparse.Namespace) -> list[recipes.RecipeJob]:
 
 
 def _drifts(args: argparse.Namespace) -> list[jobs.DriftJob]:
-    """Of the students that are there; of the others, the arm is what is owed."""
+    """Measure the drift of the students that exist; for the others the arm has to run first."""
     wanted = {"grid": _grid, "arms": _registered}[args.of](args)
     return jobs.drifts_of([j for j in wanted if result_of(j.plan.folder, j) is not None])
 
@@ -246,7 +246,7 @@ def _arms_pages(args: argparse.Namespace) -> list[str]:
 
 
 def _recipes_pages(args: argparse.Namespace) -> None:
-    """Write the table of other recipes beside the arms of the same seed."""
+    """Write the table of other recipes, with the arms of the same seed."""
     plan, what = registered(settings(args), args.dir / "arms")
     named = sorted(f.name.removeprefix("recipe.") for f in plan.folder.glob(f"seed{SEED}/recipe.*") if f.is_dir())
     beside = [

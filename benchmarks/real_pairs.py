@@ -61,7 +61,7 @@ def by_errand(pairs: Sequence[Pair]) -> Iterator[list[str]]:
 
 
 def _done(path: Path) -> dict[str, bool]:
-    """What a result file has. Raises ConfigError where it is of other pairs than those committed."""
+    """Read a result file. Raises ConfigError if it was made with other pairs than the committed ones."""
     if not path.is_file():
         return {}
     found = json.loads(path.read_text(encoding="utf-8"))

@@ -54,7 +54,7 @@ def make_student(folder: Path) -> Path:
 
 
 def placed(finding: Finding, trace: Trace) -> Finding:
-    """The finding with what its hint names, its quote in the reasoning where the wrong name stands there already."""
+    """Return the finding with the facts of its hint; its quote is in the reasoning if the wrong name already occurs there."""
     said = trace.step(finding.step).content or ""
     if finding.error_class == "wrong_argument":
         right = next(iter(trace.tool_schemas[finding.facts["tool"]]["properties"]))

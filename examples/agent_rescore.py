@@ -86,7 +86,7 @@ def _message(message: dict[str, Any]) -> hd.Message:
 
 
 def hints_for(failure: Failure, tools: list[dict[str, Any]]) -> list[str]:
-    """What a person might try; one of them names the tools that exist."""
+    """Hints that a person might try; one of them names the tools that exist."""
     names = ", ".join(t["function"]["name"] for t in tools)
     return [
         "Be careful.",

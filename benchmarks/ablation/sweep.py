@@ -25,7 +25,7 @@ def swept_arms(config: AblationConfig) -> list[str]:
 
 
 def sweep_config(config: AblationConfig) -> AblationConfig:
-    """The ablation's configuration with the sweep's split, seeds and tasks in place of its own."""
+    """Return the ablation's configuration with the sweep's split, seeds and tasks."""
     sweep, first = config.ablate.sweep, next(iter(config.ablate.regimes.values()))
     data = config.model_dump(mode="json")
     data["ablate"] |= {
@@ -46,7 +46,7 @@ def sweep_config(config: AblationConfig) -> AblationConfig:
 
 
 def sweep_jobs(config: AblationConfig) -> tuple[list[Job], list[Job]]:
-    """What is shared by the trials of a seed, and the trials."""
+    """Return the jobs that the trials of a seed share, and the trials."""
     seeds, arms = config.ablate.sweep.seeds, swept_arms(config)
     tried = range(len(config.ablate.sweep.settings))
     return [Job(REGIME, "shared", s) for s in seeds], [Job(REGIME, a, s, i) for s in seeds for i in tried for a in arms]

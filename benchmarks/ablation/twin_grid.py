@@ -46,14 +46,14 @@ from hintdistill.training.watch import WatchSets
 
 HERE = Path(__file__).resolve().parent
 PAIRS_SEED = 4242
-"""Of the validation pairs; the suite's own are drawn by 17."""
+"""Seed of the validation pairs; the suite's own pairs are drawn with seed 17."""
 HABITS = ("unknown_tool", "wrong_argument", "ignored_error")
 """Skipped look-ups have next to no twins in the quickstart."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """What every setting is trained from and read on."""
+    """The targets, tasks and pairs that every setting shares."""
 
     ctx: RunContext
     out: Path

@@ -70,7 +70,7 @@ class Claim:
 
     @property
     def empty(self) -> bool:
-        """Whether the guard could not fail: the untrained model has no more to lose than the bound allows."""
+        """Whether the guard could not fail, because the untrained model has no more to lose than the bound allows."""
         return self.guard is not None and self.floor <= -GUARD
 
     @property
@@ -120,7 +120,7 @@ def _gain_over(arm: Any, rival: Any, before: Any, hinted: Any) -> Any:
 
 
 def claim_of(results: Results, seeds: Sequence[int], arm: str, rival: str, read: str) -> Claim:
-    """The claim as announced, of an arm and the rival that stands beside it."""
+    """The claim as announced, for an arm and its rival."""
     gain = tables_of(results, [arm, "none", "hinted"], seeds, read)
     beside = tables_of(results, [arm, rival, "none", "hinted"], seeds, read)
     guard = pair_tables(results, [arm, "none"], seeds)

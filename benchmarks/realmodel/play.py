@@ -82,7 +82,7 @@ class World:
 
 
 class _Unhinted(Injector):
-    """Splices nothing: the step is drawn once more as it stands."""
+    """Splice nothing: draw the step once more, unchanged."""
 
     def inject(self, trace: Trace, finding: Finding) -> Injection:
         """See `Injector.inject`."""

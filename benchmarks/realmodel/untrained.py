@@ -50,7 +50,7 @@ class _Suite:
 
 
 class Ruled(_Suite):
-    """The rule stands at the end of every system prompt."""
+    """Put the rule at the end of every system prompt."""
 
     def make(self) -> Any:
         """A fresh environment."""
@@ -138,7 +138,7 @@ class Renamed(_Suite):
         return _RenamedEnvironment(self.suite.make(), self.names)
 
     def check(self, trace: Trace) -> Sequence[Finding]:
-        """What the checker says of the same trace with the right names."""
+        """Return what the checker says about the same trace with the right names."""
         back = {said: right for right, said in self.names.get(trace.task_id or "", {}).items()}
         found: Sequence[Finding] = self.suite.check(
             trace.model_copy(update={"messages": tuple(_called(_listed_as(m, back), back) for m in trace.messages)})

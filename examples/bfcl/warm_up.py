@@ -216,7 +216,7 @@ def train(model: Path, recipe: Recipe, folder: Path) -> Path:
 
 
 class Measuring:
-    """What a student says on validation tasks, each part kept in a file of its own."""
+    """Record what a student says on validation tasks, each part in a separate file."""
 
     def __init__(self, student: Path, folder: Path) -> None:
         """Load the student."""

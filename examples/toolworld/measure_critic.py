@@ -40,7 +40,7 @@ EDITS = {
 
 
 def label(found: Sequence[Finding]) -> Label:
-    """What the checker says, as a label: the first root error."""
+    """Return the checker's label: the first root error."""
     roots = [f for f in found if f.caused_by is None] or list(found)
     if not roots:
         return Label(verdict="none")
