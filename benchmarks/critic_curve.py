@@ -1,6 +1,7 @@
 """Measure the gain that a critic of a given accuracy keeps, as a share of the true critic's gain, on toolworld.
 
     python benchmarks/critic_curve.py [--seeds 0 1 2] [--out runs/critic_curve] [--summary] [--write] [key=value …]
+    python benchmarks/critic_curve.py --evidence
 
 The world's checker is made worse on purpose, as critics go wrong (`ablation/critic_noise.py`): the step before or after, a consequence
 instead of the root, the right step with a hint that names another legal tool, one class missed. `mixed:p` has one of the first three
@@ -10,12 +11,16 @@ optimiser steps over two rounds, fewer of them than docs/evidence.md has.
 
 Every arm of every seed is a job of its own (about 35 seconds; 36 of them and three shared ones: some 23 minutes of one core): a call
 does what is owed, and `--summary` runs nothing. Last line: one JSON object. `--write` puts the table into docs/critics.md.
+
+`--evidence` runs nothing and writes the other table of that page: mistakes drawn at random, at five seeds, as docs/evidence_tables.md
+has them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -41,6 +46,19 @@ from hintdistill.pipeline.progress import Console  # noqa: E402
 CONFIG = ROOT / "benchmarks" / "ablation" / "critic_curve.yaml"
 PAGE = ROOT / "docs" / "critics.md"
 BEGIN, END = "<!-- critic curve: made by benchmarks/critic_curve.py --write -->", "<!-- end of critic curve -->"
+TABLES = ROOT / "docs" / "evidence_tables.md"
+KNOWN = "<!-- random mistakes: made by benchmarks/critic_curve.py --evidence -->", "<!-- end of random mistakes -->"
+_CELLS = (
+    r"kind>wrong step|wrong hint text",
+    r"wrong>\d+",
+    "gate>off|on",
+    r"seeds>\d+",
+    "greedy>[^|]+",
+    "sampled>[^|]+",
+)
+_KEPT = (r"kept>[\d.]+", r"kept_sampled>[\d.]+")
+MEASURED = re.compile("".join(rf"\| (?P<{cell}) " for cell in (*_CELLS, *_KEPT)))
+"""A row of the table of gains under noise."""
 LEAST = 2
 """Seeds without which nothing is written."""
 KINDS = {
@@ -60,7 +78,7 @@ def summary(config: AblationConfig, found: Found) -> dict[str, Any]:
         seeds = sorted(found[arm].keys() & shared.keys() & true.keys())
         if not seeds:
             continue
-        mine = [found[arm][k] for k in seeds]
+        mine, before, best = ([of[k] for k in seeds] for of in (found[arm], shared, true))
         rounds = [r for of in mine for r in of["rounds"]]
         first = [of["rounds"][0] for of in mine]
         arms[arm] = {
@@ -70,14 +88,11 @@ def summary(config: AblationConfig, found: Found) -> dict[str, Any]:
             "to_find": sum(r.get("to_find", r["findings"]) for r in rounds),
             "accepted": sum(r["candidates"] for r in first)
             / max(1, sum(r["candidates"] + r["rejected"] for r in first)),
-            "settings": {
-                s: _gain(config, *([of[k] for k in seeds] for of in (found[arm], shared, true)), s)
-                for s in mine[0]["outcomes"]
-            },
+            "settings": {s: _gain(config, mine, before, best, s) for s in mine[0]["outcomes"]},
         }
         kind = parse_noise(arm)[0] if ":" in arm else ""
         if kind.startswith("miss-"):
-            arms[arm]["left"] = _left(config, [[of[k] for k in seeds] for of in (found[arm], true, shared)], kind[5:])
+            arms[arm]["left"] = _left(config, [mine, best, before], kind.removeprefix("miss-"))
     return clean({"arms": arms})
 
 
@@ -129,6 +144,21 @@ def text(told: Mapping[str, Any]) -> str:
     return "\n\n".join(out)
 
 
+def random_mistakes(tables: str) -> str:
+    """Return the gain kept by accuracy, gate on and off, for steps and for hints drawn at random. Raises KeyError if a row lacks."""
+    rows = {(m["kind"], int(m["wrong"]), m["gate"]): m for m in MEASURED.finditer(tables)}
+    lines = []
+    for kind, words in (("wrong step", "right step"), ("wrong hint text", "right hint")):
+        for wrong in sorted({w for k, w, _ in rows if k == kind}):
+            off, on = (rows[kind, wrong, gate] for gate in ("off", "on"))
+            kept = (f"{m['kept']} / {m['kept_sampled']}" for m in (on, off))
+            lines.append([f"{words} in {100 - wrong} %", *kept, on["greedy"].strip(), on["sampled"].strip()])
+    seeds = " and ".join(sorted({m["seeds"] for m in rows.values()}))
+    head = ["the critic's findings", "gain kept, gate on", "gate off", "gain, gate on, greedy", "T=1"]
+    others = "The other findings are at a random step without an error, or have another class's hint."
+    return f"{table(head, lines)}\n\nGreedy / T=1; {seeds} seeds, intervals of 95 %. {others}"
+
+
 def _words(arm: str) -> str:
     if arm == "hint":
         return "as it is"
@@ -146,6 +176,9 @@ def _interval(of: Mapping[str, float | None], signed: bool = False) -> str:
 
 def measure(args: argparse.Namespace) -> None:
     """Do what is owed, print what is known. Raises EmptyFunnelError where too few seeds are there to write it down."""
+    if args.evidence:
+        put(PAGE, *KNOWN, random_mistakes(TABLES.read_text(encoding="utf-8")))
+        return
     named = [] if args.seeds is None else [f"ablate.seeds={args.seeds}"]
     config = load_ablation(CONFIG, [*named, *args.overrides])
     shared, arms = plan_jobs(config)
@@ -171,6 +204,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "critic_curve")
     parser.add_argument("--summary", action="store_true", help="run nothing")
+    parser.add_argument("--evidence", action="store_true", help="only write the table of random mistakes")
     parser.add_argument("--write", action="store_true", help="put the table into docs/critics.md")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     args = parser.parse_intermixed_args()

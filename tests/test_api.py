@@ -91,7 +91,7 @@ def test_bad_input_is_named(loaded, failed, monkeypatch):
     for nothing in ("", "  \n"):
         with pytest.raises(SpliceError, match="tokenises to nothing"):
             hd.rescore(messages, hint=nothing, engine=loaded, **call)
-    with pytest.raises(QuoteNotFoundError, match="nowhere in the step"):
+    with pytest.raises(QuoteNotFoundError, match="does not occur in the step"):
         hd.rescore(messages, hint=good, engine=loaded, **{**call, "quote": "not_in_the_step"})
     for hint in (good, None):
         with pytest.raises(TraceError, match=r"steps 0\.\.0, not 4"):

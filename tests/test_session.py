@@ -224,6 +224,8 @@ def test_wrong_arguments_are_named(loaded):
             wrong()
     with pytest.raises(ArgumentError, match="memory_mb"):
         hd.Session(loaded, memory_mb=0)
+    with pytest.raises(ArgumentError, match="readers"):
+        hd.Session(loaded, readers=0)
 
 
 def test_recorded_conversations_of_the_example_are_exact(loaded):

@@ -1,1 +1,1 @@
-"""What an agent asks: which step went wrong, and which hint would have prevented it."""
+"""Provide the calls of an agent: find the step that went wrong, and the hint that would have prevented it."""

@@ -1,8 +1,9 @@
-"""What agents hold as a conversation → a Trace, through the trace readers.
+"""Convert an agent's conversation to a Trace with the trace readers.
 
 A conversation is a list of chat messages, Responses items or Anthropic messages: mappings, `Message`s, or objects with
-`model_dump` (the classes of the openai, anthropic and langchain packages). A whole request (`{system, messages, tools}`,
-`{input, output}`) and a `Trace` are conversations, too. Anything else is refused by name; a string is never read letter by letter.
+`model_dump` (the classes of the openai, anthropic and langchain packages). A whole request (`{system, messages,
+tools}`, `{input, output}`) and a `Trace` are conversations, too. Any other type is refused with an error that names it;
+a string is never read letter by letter.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ def conversation(messages: Any, tools: Any = None) -> Trace:
     """Return the trace of a conversation.
 
     Args:
-        messages: a list of what agents hold, a whole request, or a `Trace`.
-        tools: tool schemas in any shape that the trace readers take; None for those of the request or trace.
+        messages: a list of messages or items, a whole request, or a `Trace`.
+        tools: tool schemas in any form that the trace readers accept; None for those of the request or trace.
 
     Raises:
         ArgumentError: `messages` or `tools` is not a list of messages or schemas.
-        TraceError: a message is malformed, or the list is several conversations.
+        TraceError: a message is malformed, or the list contains several conversations.
     """
     schemas = schemas_of(tools)
     if isinstance(messages, Trace):
@@ -47,51 +48,51 @@ def conversation(messages: Any, tools: Any = None) -> Trace:
         raise TraceError(f"a message or a tool {HALF_A_PAIR}")
     traces = list(_read(record))
     if len(traces) != 1:
-        raise TraceError(f"`messages` holds {len(traces)} conversations, not one")
+        raise TraceError(f"`messages` contains {len(traces)} conversations, not one")
     trace = traces[0]
     if isinstance(trace, Failure):
         raise TraceError(trace.message)
     if not typed:
         return trace
     if len(trace.messages) != len(messages):
-        raise ArgumentError(
-            "hd.Message objects are mixed with messages that the reader must convert; pass one kind only"
-        )
+        raise ArgumentError("hd.Message objects are mixed with messages of another kind; pass only one kind")
     # what a Message knows beyond a chat message (ids, fidelity) is kept as it is
     kept = tuple(m if isinstance(m, Message) else t for m, t in zip(messages, trace.messages, strict=True))
     return _with(trace, messages=kept)
 
 
 def _with(trace: Trace, **fields: Any) -> Trace:
-    """Return the trace with other fields. Made again: a copy would keep what was derived from the old ones."""
+    """Return the trace with other fields. It is built anew, because a copy would keep values derived from the old
+    fields."""
     return Trace(**{**{name: getattr(trace, name) for name in Trace.model_fields}, **fields})
 
 
 def step_of(trace: Trace, step: Any) -> int:
-    """Return the number of a step, counted from 0; None is the last step that the student took, a negative number
-    counts from the end.
+    """Return the number of a step, counted from 0; None means the student's last step, and negative numbers count from
+    the end.
 
     Raises:
-        ArgumentError: `step` is no whole number.
-        TraceError: there is no such step, it is given, or the conversation has none at all.
+        ArgumentError: `step` is not a whole number.
+        TraceError: there is no such step, it is only context (`Message.given`), or the conversation has no steps.
     """
     if step is not None and (isinstance(step, bool) or not isinstance(step, int)):
         raise ArgumentError(f"`step` is {step!r}, not a whole number")
     count = len(trace.step_indices)
     if not trace.own_steps:
-        raise TraceError("the messages hold no step of the student: no assistant message that is its own and whole")
+        raise TraceError("the messages contain no step of the student, i.e. no complete assistant message of its own")
     if step is None:
         return trace.own_steps[-1]
     at = step + count if step < 0 else step
     if not 0 <= at < count:
-        raise TraceError(f"the messages hold steps 0..{count - 1}, not {step}")
+        raise TraceError(f"the messages contain steps 0..{count - 1}, not {step}")
     if at in trace.given_steps:
-        raise TraceError(f"step {at} is given: it is context, and no step of the student")
+        raise TraceError(f"step {at} is only context (`given`), not a step of the student")
     return at
 
 
 def schemas_of(tools: Any) -> tuple[dict[str, Any], ...]:
-    """Tool schemas as the trace readers make them. Raises ArgumentError for another type, TraceError for a schema without a name."""
+    """Return tool schemas as the trace readers make them. Raises ArgumentError for another type, TraceError for a
+    schema without a name."""
     if tools is None:
         return ()
     if isinstance(tools, str | bytes) or not isinstance(tools, Sequence | Mapping):
@@ -102,7 +103,7 @@ def schemas_of(tools: Any) -> tuple[dict[str, Any], ...]:
 
 
 def texts_of(name: str, values: Any) -> list[str]:
-    """Return a list of strings. Raises ArgumentError for anything else, a single string included."""
+    """Return a list of strings. Raises ArgumentError for anything else, including a single string."""
     if isinstance(values, str | bytes) or not isinstance(values, Sequence):
         raise ArgumentError(f"`{name}` is {_kind(values)}, not a list of strings")
     for i, value in enumerate(values):
@@ -111,7 +112,7 @@ def texts_of(name: str, values: Any) -> list[str]:
 
 
 def text_of_type(name: str, value: Any, optional: bool = False) -> None:
-    """Raise ArgumentError if the value is no string (nor None, if that is allowed)."""
+    """Raise ArgumentError if the value is not a string (or None, if that is allowed)."""
     if not isinstance(value, str) and not (optional and value is None):
         raise ArgumentError(f"`{name}` is {_kind(value)}, not a string")
     if isinstance(value, str) and holds_half_a_pair(value):
@@ -136,7 +137,7 @@ def _record(messages: Any) -> tuple[dict[str, Any], bool]:
 
 
 def _read(record: dict[str, Any]) -> Any:
-    """Return the traces of a record, by the first API that its messages fit."""
+    """Return the traces of a record, read with the first API format that fits its messages."""
     items = record.get("messages")
     # asked first: an Anthropic message says `type: message`, as a Responses item does
     if items is not None and (anthropic.fits(items) or anthropic.fits(record)):
@@ -158,7 +159,7 @@ def _plain(value: Any, what: str, index: int) -> dict[str, Any]:
     elif hasattr(value, "model_dump") and not isinstance(value, type):
         plain = _dumped(value)
     else:
-        raise ArgumentError(f"{what} {index} is {_kind(value)}", hint="a mapping, or an object with model_dump, is one")
+        raise ArgumentError(f"{what} {index} is {_kind(value)}", hint="pass a mapping, or an object with model_dump")
     if isinstance(plain.get("content"), list):
         plain["content"] = [
             p if isinstance(p, str | Mapping) else _plain(p, f"a part of {what}", index) for p in plain["content"]
@@ -171,7 +172,7 @@ def _plain(value: Any, what: str, index: int) -> dict[str, Any]:
 def _dumped(value: Any) -> dict[str, Any]:
     made = value.model_dump(mode="json", exclude_none=True)
     if not isinstance(made, dict):
-        raise ArgumentError(f"model_dump of a {type(value).__name__} gives {_kind(made)}, not an object")
+        raise ArgumentError(f"model_dump of a {type(value).__name__} returns {_kind(made)}, not an object")
     return made
 
 

@@ -1,4 +1,4 @@
-"""Critic → candidates → inject → rescore → gate, for one conversation, in one call."""
+"""Diagnose one conversation in one call: critic → candidates → inject → rescore → gate."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from hintdistill.rescoring.gate import decide
 
 @dataclass(frozen=True)
 class ScoredTwin:
-    """A changed context in which the step is right, and whether the model still does the step there."""
+    """Hold a changed context in which the step is right, and whether the model still takes the step there."""
 
     twin: Twin
     target: Target
@@ -40,22 +40,23 @@ class ScoredTwin:
 
 @dataclass(frozen=True)
 class Diagnosed:
-    """One error of the conversation, and the hint that would have prevented it."""
+    """Hold one error of the conversation, and the hint that would have prevented it."""
 
     finding: Finding
     hints: tuple[RankedHint, ...] = ()
-    """Best first; the first one is what `hint`, `level`, `odds` and `instead` speak of. Empty if no hint was scored."""
+    """Hints, best first; `hint`, `level`, `odds` and `instead` refer to the first one. Empty if no hint was scored."""
     reasons: tuple[str, ...] = ()
-    """Why no hint counts: of the gate for the best hint, or why none was scored (`consequence`, `no_hint`, ...)."""
+    """Reasons why no hint is accepted: those of the gate for the best hint, or why none was scored (`consequence`,
+    `no_hint`, ...)."""
     message: str = ""
-    """The words of the error that kept every hint from being scored; empty if there was none."""
+    """Message of the error that prevented all hints from being scored; empty if there was none."""
     twin: ScoredTwin | None = None
     twin_reason: str | None = None
-    """Why there is no twin; see docs/twins.md."""
+    """Reason why there is no twin; see docs/twins.md."""
 
     @property
     def step(self) -> int:
-        """Which assistant message, counted from 0 over assistant messages only."""
+        """Number of the assistant message, counted from 0 over assistant messages only."""
         return self.finding.step
 
     @property
@@ -70,12 +71,12 @@ class Diagnosed:
 
     @property
     def hint(self) -> str | None:
-        """The words of the best hint."""
+        """Text of the best hint."""
         return self.best.hint if self.best else self.finding.hint
 
     @property
     def level(self) -> int | None:
-        """How much of the answer the best hint holds, 0 to 3; see docs/hints.md."""
+        """How much of the answer the best hint reveals, 0 to 3; see docs/hints.md."""
         return self.best.target.level if self.best else None
 
     @property
@@ -85,16 +86,16 @@ class Diagnosed:
 
     @property
     def instead(self) -> str | None:
-        """What the model would have said at the decision token under the best hint."""
+        """The model's token at the decision token under the best hint."""
         return self.best.instead if self.best else None
 
     @property
     def accepted(self) -> bool:
-        """Whether the gate accepts the best hint: it would have prevented the error."""
+        """Whether the gate accepts the best hint, i.e. whether it would have prevented the error."""
         return self.best is not None and self.best.target.accepted
 
     def to_dict(self, distributions: bool = False) -> dict[str, Any]:
-        """Return the finding as JSON; `distributions` as in `Target.to_dict`."""
+        """Return the finding as JSON; `distributions` is as in `Target.to_dict`."""
         return {
             "step": self.step,
             "error_class": self.finding.error_class,
@@ -115,25 +116,25 @@ class Diagnosed:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What went wrong in a conversation, best finding first: accepted ones, then by their odds."""
+    """Hold the findings of a conversation, best first: accepted ones, then the others, each ordered by odds."""
 
     verdict: Verdict
     findings: tuple[Diagnosed, ...]
     critics: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    """What the critics noted on the way."""
+    """Notes of the critics."""
     trace: Trace | None = None
-    """The conversation as it was read."""
+    """The conversation as a trace."""
     step: int | None = None
-    """The only step that was asked about; None for all."""
+    """The only step that was examined; None for all steps."""
 
     @property
     def best(self) -> Diagnosed | None:
-        """The best finding whose hint is accepted; None if there is none."""
+        """The best finding with an accepted hint; None if there is none."""
         return next((f for f in self.findings if f.accepted), None)
 
     def to_dict(self, distributions: bool = False) -> dict[str, Any]:
-        """Return the diagnosis as JSON, without the conversation; `distributions` as in `Target.to_dict`."""
+        """Return the diagnosis as JSON, without the conversation; `distributions` is as in `Target.to_dict`."""
         return {
             "verdict": self.verdict,
             "findings": [f.to_dict(distributions) for f in self.findings],
@@ -168,7 +169,7 @@ def diagnose_trace(
 
 @dataclass
 class _Case:
-    """A finding on its way: its injections, or why there are none."""
+    """Hold a finding during the diagnosis: its injections, or why there are none."""
 
     finding: Finding
     reasons: tuple[str, ...] = ()
@@ -230,7 +231,7 @@ def _score(loaded: LoadedModel, cases: Sequence[_Case], config: RescoreSection) 
 
 
 def _chosen(targets: Sequence[Target], config: RescoreSection) -> list[Target]:
-    """Return the candidates of one finding, with what became of each among them."""
+    """Return the candidates of one finding with their ranks."""
     from dataclasses import replace
 
     rows = [

@@ -1,4 +1,4 @@
-"""An engine and its renderer, which every call of an agent takes."""
+"""Load an engine with its renderer, which every call of an agent takes."""
 
 from __future__ import annotations
 
@@ -20,20 +20,22 @@ from hintdistill.injection.rendering import Renderer
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """An engine and the renderer that belongs to it."""
+    """Hold an engine and its renderer."""
 
     engine: Engine
     renderer: Renderer
     backend: str = ""
-    """The name the engine is registered under; empty for one that the caller has made."""
+    """Registered name of the engine; empty if the caller made the engine."""
     lock: AbstractContextManager[Any] = field(default_factory=threading.RLock, compare=False, repr=False)
-    """Held while rendering: fast tokenizers refuse to be used by two threads at once."""
+    """Lock held during rendering, because fast tokenizers cannot be used by two threads at once."""
     folder: Path | None = field(default=None, compare=False)
-    """Where the tokenizer and, for an engine of this process, the weights came from; None if the caller has made the engine."""
+    """Folder of the tokenizer and, for an engine in this process, of the weights; None if the caller made the
+    engine."""
 
     @property
     def turn(self) -> AbstractContextManager[Any]:
-        """Held by a call from what it prepares to what it makes of the scores; only a session in this process gives turns."""
+        """Lock that a call holds while it prepares requests and processes scores; only a session in this process uses
+        it."""
         return nullcontext()
 
 
@@ -51,17 +53,19 @@ def load_engine(
     """Load a model folder (or hub name) for rescoring; further keywords go to the engine.
 
     Args:
-        backend: any registered engine that loads weights: `transformers`, `vllm`, or one of a plugin's.
-        trust_remote_code: whether Python code that is in the model folder may run; it can do whatever you can.
-        template: options of the chat template (`TemplateSection(options={"enable_thinking": False})`) and another one's file.
+        backend: any registered engine that loads weights: `transformers`, `vllm`, or a plugin's engine.
+        trust_remote_code: whether Python code in the model folder may run; it runs with your permissions.
+        template: options of the chat template (`TemplateSection(options={"enable_thinking": False})`), or the file of
+            another template.
 
     Raises:
         ModelError: the folder, its tokenizer or its chat template cannot be used, or vLLM is not installed.
-        ConfigError: no such backend, one that is reached at an address (`connect_engine`), or an option that the template does not read.
+        ConfigError: there is no such backend, it is a server (use `connect_engine`), or the template does not read an
+            option.
     """
     if ENGINES.get(backend).remote:
         raise ConfigError(
-            f"the engine {backend} is reached at an address", hint="use hd.connect_engine(name, base_url)"
+            f"the engine {backend} is a server with an address", hint="use hd.connect_engine(name, base_url)"
         )
     with in_use(None, model_code=trust_remote_code):
         folder = resolve_model(name)
@@ -79,7 +83,7 @@ def load_engine(
 
 
 def _template(section: TemplateSection | None) -> tuple[dict[str, Any], str | None]:
-    """Options and file of a template section."""
+    """Return the options and the file of a template section."""
     return ({}, None) if section is None else (section.options, section.file)
 
 
@@ -89,9 +93,9 @@ def connect_engine(
     """Rescore through a running server.
 
     Args:
-        name: folder or hub name of what it serves; only the tokenizer and the chat template are read.
-        base_url: up to and including `/v1`.
-        model: the name it serves the weights under, default `name`.
+        name: folder or hub name of the served model; only its tokenizer and chat template are read.
+        base_url: address up to and including `/v1`.
+        model: the server's name for the weights; default: `name`.
         template: options of the chat template, as in `load_engine`.
         kwargs: further arguments of `ServerEngine`.
 
@@ -111,10 +115,10 @@ def connect_engine(
 
 
 def require_engine(engine: Any) -> LoadedModel:
-    """Return the engine. Raises ArgumentError if it is not one."""
+    """Return the engine. Raises ArgumentError if it is not an engine."""
     if not isinstance(engine, LoadedModel):
         raise ArgumentError(
             f"`engine` is a {type(engine).__name__}",
-            hint="hd.load_engine(name), hd.connect_engine(name, base_url) and hd.Session(engine) make one",
+            hint="make one with hd.load_engine(name), hd.connect_engine(name, base_url) or hd.Session(engine)",
         )
     return engine

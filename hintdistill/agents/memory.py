@@ -1,10 +1,10 @@
-"""Hints that worked, kept for the next step that looks like the one they were for: hinting at inference, until training has taken over.
+"""Remember hints that worked, and offer them at inference in similar contexts until the student has been trained.
 
-Before a step nothing is known but its context. A remembered hint is offered where three things hold: the words of the last message
-are like those of its own context, and more so than those of any context in which a step went well; the tool that was called wrongly
-stands to the context as it did then (listed or not, with the same arguments); and every name in the hint is known in the new
-context, so that no fact of one conversation is told in another. Where the words of the hint itself do not fit, those of its error
-class's template are tried with the tools of the new context.
+Before a step only its context is known. A remembered hint is offered under three conditions. The words of the last
+message resemble those of the hint's own context, and resemble it more than any context in which a step went well. The
+wrongly called tool has the same status in the context as before (listed or not, with the same arguments). Every name in
+the hint occurs in the new context, so that no fact of one conversation is revealed in another. If the hint's own text
+does not fit, the template of its error class is tried with the tools of the new context.
 """
 
 from __future__ import annotations
@@ -33,38 +33,39 @@ from hintdistill.traces.formats import native
 
 FILE, FINE = "memory.jsonl", "fine.jsonl"
 MOST_FINE = 5000
-"""Contexts of steps that went well that are kept, the newest."""
+"""Largest number of kept contexts of steps that went well; the newest are kept."""
 
 
 @dataclass(frozen=True)
 class Remembered:
-    """A hint for the step that comes next."""
+    """Describe a hint for the next step."""
 
     hint: str
     likeness: float
     """Share of their words that the two contexts have in common, 0 to 1."""
     key: str
-    """Key of the entry; `HintMemory.retire` takes it."""
+    """Key of the entry, for `HintMemory.retire`."""
     error_class: str
     tool: str | None
 
 
 class HintMemory:
-    """Accepted hints in a folder, one JSON object a line. Safe to use from several threads; one process writes."""
+    """Keep accepted hints in a folder, one JSON object per line. Several threads may use it, but only one process may
+    write."""
 
     def __init__(self, folder: str | Path, *, min_likeness: float = 0.3, library: PromptLibrary | None = None) -> None:
-        """Open a folder, or make it.
+        """Open a folder, or create it.
 
         Args:
-            min_likeness: share of words that a context must have in common with that of a hint.
+            min_likeness: share of words that a context must have in common with a hint's context.
             library: templates of error classes; None for the shipped ones.
 
         Raises:
-            ArgumentError: `min_likeness` is not within 0 and 1.
-            InputError: the file holds a line that is no entry.
+            ArgumentError: `min_likeness` is not above 0 and at most 1.
+            InputError: the file contains a line that is not an entry.
         """
         if not 0 < min_likeness <= 1:
-            raise ArgumentError(f"`min_likeness` is {min_likeness!r}, not above 0 and at most 1")
+            raise ArgumentError(f"`min_likeness` must be above 0 and at most 1, not {min_likeness!r}")
         self.folder, self.min_likeness = Path(folder), min_likeness
         self.folder.mkdir(parents=True, exist_ok=True)
         self._library = library or shipped_library()
@@ -74,7 +75,7 @@ class HintMemory:
         self._fine = {k: frozenset(r["words"]) for k, r in list(self._fine_store.by_key().items())[-MOST_FINE:]}
 
     def __len__(self) -> int:
-        """Entries that are not retired."""
+        """Return the number of entries that are not retired."""
         return len(self.active())
 
     def active(self) -> list[dict[str, Any]]:
@@ -83,34 +84,33 @@ class HintMemory:
             return [e for e in self._entries.values() if e.get("retired") is None]
 
     def retired(self) -> list[dict[str, Any]]:
-        """Return the entries that are, each with why under `retired`."""
+        """Return the retired entries, each with the reason under `retired`."""
         with self._lock:
             return [e for e in self._entries.values() if e.get("retired") is not None]
 
     def add(self, diagnosis: Diagnosis) -> list[str]:
-        """Remember the accepted hints of a diagnosis; the keys of their entries. A hint that is known is counted once more.
-
-        The steps of which nothing bad was found are remembered as well: a hint is not offered if a context is more like theirs.
-        A diagnosis without findings is worth adding for that.
+        """Remember the accepted hints of a diagnosis, and return the keys of their entries. For a known hint, the count
+        is increased. Steps without findings are remembered as well: a hint is not offered if a context is more similar
+        to theirs. So a diagnosis without findings is worth adding, too.
 
         Raises:
-            ArgumentError: `diagnosis` is none.
+            ArgumentError: `diagnosis` is not a diagnosis.
             OSError: the folder cannot be written to.
         """
         if not isinstance(diagnosis, Diagnosis) or diagnosis.trace is None:
-            raise ArgumentError(f"`diagnosis` is a {type(diagnosis).__name__}, not what hd.diagnose gives")
+            raise ArgumentError(f"`diagnosis` is a {type(diagnosis).__name__}, not a result of hd.diagnose")
         self._went_well(diagnosis.trace, diagnosis)
         return [self._put(diagnosis.trace, found) for found in diagnosis.findings if found.accepted]
 
     def lookup(self, messages: Conversation, *, tools: Sequence[Any] | None = None) -> list[Remembered]:
-        """Return the hints for the step that comes next, most alike first; none if nothing fits.
+        """Return the hints for the next step, most similar context first; empty if nothing fits.
 
         Args:
             messages: the conversation up to the step, as in `hd.diagnose`.
-            tools: schemas of the tools the agent has.
+            tools: schemas of the tools that the agent has.
 
         Raises:
-            ArgumentError, TraceError: as of `hd.diagnose`.
+            ArgumentError, TraceError: see `hd.diagnose`.
         """
         trace = conversation(messages, tools)
         words, known = _words(trace.messages), _known_text(trace)
@@ -129,29 +129,31 @@ class HintMemory:
         return sorted(out.values(), key=lambda r: -r.likeness)
 
     def review(self, engine: LoadedModel, min_probability: float | None = None) -> list[str]:
-        """Retire the hints that this student no longer needs: in their own context it hardly makes the error any more.
+        """Retire the hints that this student no longer needs, because it hardly makes the error in their own context
+        any more.
 
         Args:
-            engine: the student as it is now.
-            min_probability: of the decision token, without the hint; None for `rescore.gate.min_student_probability`.
+            engine: engine of the current student.
+            min_probability: probability of the decision token without the hint, below which a hint is retired; None for
+                `rescore.gate.min_student_probability`.
 
         Returns:
-            The keys of entries that are retired now.
+            The keys of the newly retired entries.
 
         Raises:
-            TemplateError, SpliceError, ContextLengthError: an entry's step cannot be read by this student.
+            TemplateError, SpliceError, ContextLengthError: this student cannot read an entry's step.
         """
         least = GateSection().min_student_probability if min_probability is None else min_probability
         out = []
         for entry in self.active():
             probability = self._probability(require_engine(engine), entry)
             if probability < least:
-                self.retire(entry["key"], f"the student gives the error {probability:.3g}")
+                self.retire(entry["key"], f"the student gives the error a probability of {probability:.3g}")
                 out.append(entry["key"])
         return out
 
     def retire(self, key: str, why: str) -> None:
-        """Offer a hint no more. Raises ArgumentError if there is no such entry."""
+        """Stop offering a hint. Raises ArgumentError if there is no such entry."""
         with self._lock:
             if key not in self._entries:
                 raise ArgumentError(f"there is no entry {key!r}")
@@ -176,7 +178,7 @@ class HintMemory:
         return traces, findings
 
     def _went_well(self, trace: Trace, diagnosis: Diagnosis) -> None:
-        """Note the contexts of the steps that were looked at and found to be right."""
+        """Remember the contexts of examined steps without findings."""
         wrong = {f.step for f in diagnosis.findings}
         asked = trace.own_steps if diagnosis.step is None else (diagnosis.step,)
         with self._lock:
@@ -229,7 +231,7 @@ class HintMemory:
         self._entries[entry["key"]] = entry
 
     def _wordings(self, entry: dict[str, Any], trace: Trace) -> list[str]:
-        """Return the entry's hints, and its class's template with the tools of this context."""
+        """Return the entry's hints, and its class's template filled in with the tools of this context."""
         texts = list(entry["hints"])
         name = hint_name(entry["error_class"])
         if self._library.has(name):
@@ -254,7 +256,7 @@ def _trace(entry: dict[str, Any]) -> Trace:
 
 
 def _words(before: Sequence[Message]) -> set[str]:
-    """Return the words of the last message that say what it is about: no plain words of instructions, no numbers."""
+    """Return the content words of the last message, without plain words of instructions and without numbers."""
     last = before[-1] if before else None
     said = words_of(last.content or "") if last is not None else []
     about = {w for w in said if w not in PLAIN and not any(c.isdigit() for c in w)}
@@ -266,7 +268,7 @@ def _likeness(a: Set[str], b: Set[str]) -> float:
 
 
 def _stands(trace: Trace, tool: str | None) -> list[str] | None:
-    """Return the arguments of a tool in the schemas, or None if it is not listed."""
+    """Return the arguments of a tool in the schemas; None if the tool is not listed."""
     if tool is None or tool not in trace.tool_schemas:
         return None
     return sorted(trace.tool_schemas[tool].get("properties") or {})
@@ -277,5 +279,5 @@ def _known_text(trace: Trace) -> str:
 
 
 def _fits(hint: str, trace: Trace, known: str) -> bool:
-    """Return whether the hint speaks of nothing that is unknown here, and of no tool that is not listed."""
+    """Return whether the hint mentions nothing unknown in this context, and no unlisted tool."""
     return not leaks(hint, trace, known) and not illegal_actions(hint, trace)

@@ -1,4 +1,4 @@
-"""The critics of a call, put together once and asked about one conversation at a time."""
+"""Build the critics of a call once, and ask them about one conversation at a time."""
 
 from __future__ import annotations
 
@@ -18,15 +18,17 @@ from hintdistill.prompts import PromptLibrary, shipped_library
 
 @dataclass(frozen=True)
 class Panel:
-    """Critics that read a conversation together, as `critic.use` says; safe to use from several threads if its critics are."""
+    """Hold critics that read a conversation together, in the order of `critic.use`. Threads may share it if its critics
+    allow that."""
 
     section: CriticSection
     critics: tuple[Critic, ...]
     library: PromptLibrary
-    """Where the hints of findings without words of their own come from."""
+    """Source of hints for findings without their own hint."""
 
     def critique(self, trace: Trace) -> Critique:
-        """Return what they say of a trace, settled. `strong` is asked last, and only where `critic.escalate` says so.
+        """Return the critics' joint critique of a trace. `strong` is asked last, and only if `critic.escalate` requires
+        it.
 
         Raises:
             HintdistillError: no critic could read the trace; the first one's error.
@@ -47,13 +49,13 @@ class Panel:
 
 @dataclass
 class _Given:
-    """Findings that the caller has made, as a critic."""
+    """Present findings from the caller as a critic."""
 
     findings: tuple[Finding, ...]
     name: str = "caller"
 
     def key(self, trace: Trace) -> str:
-        """See `Critic.key`; nothing of this is stored."""
+        """See `Critic.key`; nothing of it is stored."""
         return self.name
 
     def critique(self, traces: Iterable[Trace]) -> Iterator[Outcome]:
@@ -64,16 +66,16 @@ class _Given:
 
 
 def load_critic(critic: str | CriticSection | Critic | Panel | Sequence[Finding], model: str | None = None) -> Panel:
-    """Put critics together; do so once where they load a model, and pass the panel to every call.
+    """Build critics. If they load a model, do this once and pass the panel to every call.
 
     Args:
-        critic: the name of a critic that needs no settings (`rules`), the `critic` section of a configuration, an object of one's
-            own that fulfils `Critic`, or findings that are known already.
+        critic: the name of a critic that needs no settings (`rules`), the `critic` section of a configuration, an
+            object that implements `Critic`, or known findings.
         model: folder of the student, for an LLM critic in this process that names no model of its own.
 
     Raises:
-        ArgumentError: it is none of these.
-        ConfigError, PromptError, InputError, ModelError: a critic that cannot be put together.
+        ArgumentError: `critic` has another type.
+        ConfigError, PromptError, InputError, ModelError: a critic cannot be built.
     """
     if isinstance(critic, Panel):
         return critic
@@ -92,5 +94,6 @@ def load_critic(critic: str | CriticSection | Critic | Panel | Sequence[Finding]
         return Panel(CriticSection(), (critic,), shipped_library())
     raise ArgumentError(
         f"`critic` is a {type(critic).__name__}",
-        hint="a critic's name, a CriticSection, findings, hd.load_critic(…), or an object with name and critique(traces)",
+        hint="pass a critic's name, a CriticSection, findings, hd.load_critic(…), or an object with name and "
+        "critique(traces)",
     )

@@ -1,4 +1,4 @@
-"""Hints for one step: spliced in, scored in one call of the engine, and put in order."""
+"""Splice hints for one step in, score them in one call of the engine, and rank them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from hintdistill.rescoring.twins import Original, TwinItem
 
 @dataclass(frozen=True)
 class RankedHint:
-    """One hint of several and what it would have done."""
+    """Describe one of several hints and the effect that it would have had."""
 
     hint: str
     target: Target
@@ -34,7 +34,7 @@ class RankedHint:
 
     @property
     def odds(self) -> float:
-        """Rise of the log-odds of what the hinted view says instead, nats; 0.0 if the hint changes nothing."""
+        """Rise of the log-odds of the hinted view's alternative, nats; 0.0 if the hint changes nothing."""
         return (self.target.decision.odds or 0.0) if self.target.decision is not None else 0.0
 
     @property
@@ -44,11 +44,11 @@ class RankedHint:
 
     @property
     def instead(self) -> str | None:
-        """What the model would have said at the decision token; None if the hint changes nothing."""
+        """The hinted view's token at the decision token; None if the hint changes nothing."""
         return self.target.decision.instead if self.target.decision is not None else None
 
     def to_dict(self, distributions: bool = False) -> dict[str, Any]:
-        """Return the hint as JSON; `distributions` as in `Target.to_dict`."""
+        """Return the hint as JSON; `distributions` is as in `Target.to_dict`."""
         return {
             "hint": self.hint,
             "level": self.target.level,
@@ -63,17 +63,18 @@ class RankedHint:
 
 
 def order(ranked: Sequence[RankedHint]) -> list[RankedHint]:
-    """Best first: accepted hints, then rejected ones, last those that make the error more likely; within each the largest odds."""
+    """Order hints, best first: accepted ones, then rejected ones, then those that make the error more likely; within
+    each group by odds."""
     return sorted(ranked, key=lambda r: (r.harmful, not r.target.accepted, -r.odds))
 
 
 def given_finding(step: int, quote: str | None, hint: str | None = None) -> Finding:
-    """Return a finding that the caller has made."""
+    """Return a finding made from the caller's arguments."""
     return Finding(step=step, error_class="given", quote=quote, hint=hint, critic="caller")
 
 
 def inject_all(loaded: LoadedModel, injector: Injector, trace: Trace, findings: Sequence[Finding]) -> list[Injection]:
-    """Splice the hint of each finding in. Raises what `Injector.inject` raises."""
+    """Splice in the hint of each finding. Raises the errors of `Injector.inject`."""
     with loaded.lock:
         return [injector.inject(trace, finding) for finding in findings]
 
@@ -81,8 +82,7 @@ def inject_all(loaded: LoadedModel, injector: Injector, trace: Trace, findings: 
 def targets_of(
     loaded: LoadedModel, injections: Sequence[Injection], config: RescoreSection, twins: Sequence[tuple[int, Twin]] = ()
 ) -> tuple[list[Target], list[Target]]:
-    """Return the targets of injections, and of twins, each with the number of the injection it belongs to; one call of
-    the engine.
+    """Return the targets of injections and of twins, scored in one call; each twin has the number of its injection.
 
     Raises:
         ContextLengthError, ScoreError: see `Engine.score`.
@@ -110,11 +110,11 @@ def targets_of(
 
 
 def require_heard(loaded: LoadedModel, config: RescoreSection, hinted: bool = True) -> None:
-    """Refuse settings that a call would not act on.
+    """Refuse settings that would have no effect in a call.
 
     Raises:
-        ConfigError: `config.engine` or `config.batch_tokens` asks for another engine than the given one, `config.part_rows` is set
-            (a call stores nothing), or `config.placebos` or `config.gate` is set if there is no hint.
+        ConfigError: `config.engine` or `config.batch_tokens` differs from the given engine, `config.part_rows` is set
+            (although a call stores nothing), or `config.placebos` or `config.gate` is set if there is no hint.
     """
     default = RescoreSection()
     unheard = [k for k in ("part_rows",) if getattr(config, k) != getattr(default, k)]
@@ -124,8 +124,8 @@ def require_heard(loaded: LoadedModel, config: RescoreSection, hinted: bool = Tr
         unheard += [k for k in ("placebos", "gate") if getattr(config, k) != getattr(default, k)]
     if unheard:
         raise ConfigError(
-            f"this call does not act on config.{', config.'.join(unheard)}",
-            hint="hd.load_engine(name, batch_tokens=…) sets the engine's; leave the others out",
+            f"these settings have no effect in this call: config.{', config.'.join(unheard)}",
+            hint="set the engine's batch with hd.load_engine(name, batch_tokens=…), and leave the others out",
         )
     _require_engine(loaded, config.engine)
 
@@ -141,6 +141,7 @@ def _require_engine(loaded: LoadedModel, asked: EngineSection) -> None:
             differs.append(f"{key}={wanted}")
     if differs:
         raise ConfigError(
-            f"config.engine asks for {', '.join(differs)}, and the engine that is given is {given}",
-            hint="hd.load_engine(name, backend=...) or hd.connect_engine(name, base_url) make the engine; leave config.engine out",
+            f"config.engine asks for {', '.join(differs)}, but the given engine is {given}",
+            hint="make the engine with hd.load_engine(name, backend=...) or hd.connect_engine(name, base_url), and "
+            "leave config.engine out",
         )

@@ -1,4 +1,4 @@
-"""An engine for an agent that asks again after every turn: what was read of its conversation is kept."""
+"""Keep the state of an agent's conversations between calls of an engine."""
 
 from __future__ import annotations
 
@@ -13,50 +13,57 @@ from hintdistill.engines.kept import KeptEngine
 from hintdistill.engines.turns import Turns
 
 TARGETS = 256
-"""Targets that a session keeps."""
+"""Largest number of targets that a session keeps."""
 
 
 class Session(LoadedModel):
-    """Takes the place of the engine in every call: `hd.diagnose(messages, engine=session, …)`.
+    """Replace the engine in every call: `hd.diagnose(messages, engine=session, …)`.
 
-    Keys and values of growing conversations are kept in bounded memory, the least recently used one is dropped first, and callers
-    that ask at the same time are read together. Findings that were scored before, with the same words in the same context, are
-    not scored again. What is kept belongs to the weights: call `clear` after they have changed.
+    Keys and values of growing conversations are kept in bounded memory; the least recently used conversation is dropped
+    first. Requests that arrive at the same time are read together. A finding with the same words in the same context is
+    not scored again. The kept state belongs to the weights: call `clear` after they have changed.
     """
 
-    def __init__(self, engine: LoadedModel, *, memory_mb: int = 1024) -> None:
+    def __init__(self, engine: LoadedModel, *, memory_mb: int = 1024, readers: int | None = None) -> None:
         """Wrap an engine.
 
         Args:
             engine: from `load_engine` or `connect_engine`. A server keeps prefixes itself: its calls pass through, and only
                 targets are kept here.
             memory_mb: bound on kept keys, values and hidden states, in 2^20 bytes.
+            readers: threads that read the callers of one batch side by side, each with one torch thread; None for as many as
+                torch uses on a CPU, where the model allows it. Without effect on a server.
 
         Raises:
-            ArgumentError: `engine` is no engine, or is a session already, or the bound is not positive.
+            ArgumentError: `engine` is no engine, or is a session already, or the bound or `readers` is not positive.
         """
         from hintdistill.engines.transformers import TransformersEngine
 
         loaded = require_engine(engine)
         if isinstance(loaded, Session):
-            raise ArgumentError("`engine` is a Session already")
+            raise ArgumentError("`engine` is already a Session")
         if not isinstance(memory_mb, int) or memory_mb <= 0:
             raise ArgumentError(f"`memory_mb` is {memory_mb!r}, not a positive whole number")
+        if readers is not None and (not isinstance(readers, int) or readers <= 0):
+            raise ArgumentError(f"`readers` is {readers!r}, not a positive whole number")
         inner = loaded.engine
         turns = Turns(loaded.lock)
-        kept = KeptEngine(inner, memory_mb << 20, turns) if isinstance(inner, TransformersEngine) else inner
+        kept = inner
+        if isinstance(inner, TransformersEngine):
+            kept = KeptEngine(inner, memory_mb << 20, turns, readers)
         super().__init__(kept, loaded.renderer, loaded.backend, turns, loaded.folder)
         object.__setattr__(self, "_targets", OrderedDict())
 
     @property
     def turn(self) -> AbstractContextManager[Any]:
-        """One call computes at a time, in the order in which they came; while the model reads, it is another's turn."""
+        """Let one call compute at a time, in order of arrival; while the model reads, another call may have the
+        turn."""
         return self.lock if isinstance(self.engine, KeptEngine) else nullcontext()
 
     def stats(self) -> dict[str, Any]:
-        """Counts: conversations and bytes kept, tokens asked and computed, batches of callers, targets kept.
+        """Return counts: kept conversations and bytes, requested and computed tokens, batches of callers, kept targets.
 
-        Those of the model are absent for an engine that is not in this process.
+        The model's counts are missing for an engine outside this process.
         """
         targets = {"targets": len(self._targets)}  # type: ignore[attr-defined]
         if not isinstance(self.engine, KeptEngine):
@@ -66,14 +73,14 @@ class Session(LoadedModel):
         return {**counts, "batches": e.batches, **targets}
 
     def clear(self) -> None:
-        """Forget everything that was kept."""
+        """Forget all kept state."""
         with self.lock:
             self._targets.clear()  # type: ignore[attr-defined]
         if isinstance(self.engine, KeptEngine):
             self.engine.clear()
 
     def known(self, key: str) -> Target | None:
-        """Return a target that was made before, or None."""
+        """Return a kept target, or None."""
         with self.lock:
             found: Target | None = self._targets.get(key)  # type: ignore[attr-defined]
             if found is not None:
@@ -81,7 +88,7 @@ class Session(LoadedModel):
             return found
 
     def keep(self, key: str, target: Target) -> None:
-        """Keep a target; the least recently used one is dropped beyond `TARGETS`."""
+        """Keep a target; beyond `TARGETS`, the least recently used one is dropped."""
         with self.lock:
             self._targets[key] = target  # type: ignore[attr-defined]
             while len(self._targets) > TARGETS:  # type: ignore[attr-defined]

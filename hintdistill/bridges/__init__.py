@@ -1,1 +1,2 @@
-"""Bridges: a run's targets in the forms that other trainers take. Importing one imports no other trainer until it is used."""
+"""Offer a run's targets in the forms that other trainers accept. Importing a bridge imports no other trainer until it
+is used."""

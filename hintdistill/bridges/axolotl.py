@@ -1,9 +1,10 @@
-"""Axolotl's KD plugin: a pre-tokenised parquet file and the YAML that trains on it.
+"""Write targets for Axolotl's KD plugin: a pre-tokenised parquet file, and the YAML that trains on it.
 
-Axolotl's loss is Σ exp(l)·(l - log S) over the listed ids, divided by the number of labels. So `l` holds log(weight·T), which
-gives each token its weight, and each step has one label, which makes the mean one over steps as in this toolkit; with
-`kd_ce_alpha: 0` labels are used for nothing else. Its trainer compares hidden state t with target t, so that targets are
-already shifted: entry t is the teacher of token t + 1. Tried with axolotl 0.19 and read in 0.21, whose plugin is the same.
+Axolotl's loss is Σ exp(l)·(l - log S) over the listed ids, divided by the number of labels. So `l` holds log(weight·T),
+which gives each token its weight. Each step has one label, so that the mean is over steps, as in this toolkit; with
+`kd_ce_alpha: 0`, labels have no other use. Its trainer compares hidden state t with target t, so the targets are
+already shifted: entry t is the teacher for token t + 1. Tested with axolotl 0.19; the plugin's code is the same in
+0.21.
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ SCHEMA = pa.schema(
         ("target_mask", pa.list_(_IDS)),
     ]
 )
-"""No other column: axolotl's collator pads every one it finds."""
+"""Columns of the file. There are no others, because axolotl's collator pads every column that it finds."""
 
 
 def columns(row: FlatRow) -> dict[str, Any]:
-    """Return a row's columns; positions without loss have no ids, which the collator pads."""
+    """Return a row's columns; positions without loss have no ids, and the collator pads them."""
     length = len(row.ids)
     ids: list[list[int]] = [[] for _ in range(length)]
     logprobs: list[list[float]] = [[] for _ in range(length)]
@@ -115,7 +116,7 @@ def _config(job: ExportJob, longest: int) -> str:
 
 
 def loss_in_file(folder: Path, number: int, row: FlatRow, student: np.ndarray) -> float:
-    """Return the loss by axolotl's formula, less the constant that the weights put into it."""
+    """Return the loss by axolotl's formula, without the constant that the weights add."""
     read = row_at(folder, NAME, number)
     total = 0.0
     for t in range(len(row.weights)):
@@ -128,7 +129,8 @@ def loss_in_file(folder: Path, number: int, row: FlatRow, student: np.ndarray) -
 
 
 def weight_constant(row: FlatRow) -> float:
-    """Return Σ_t weight·log weight·(teacher's kept mass): what the logged loss of a row is too large by."""
+    """Return Σ_t weight·log weight·(teacher's kept mass), the constant by which the logged loss of a row is too
+    large."""
     carried = row.carried
     mass = np.exp(row.teacher[carried]).sum(1)
     return float((row.weights[carried] * np.log(row.weights[carried]) * mass).sum())

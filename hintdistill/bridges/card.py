@@ -1,4 +1,4 @@
-"""The data card of an export: what is in it, what made it, under which licence, and what this format loses."""
+"""Write the data card of an export: its contents, origin and licence, and what this format loses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EXPORT_SCHEMA = 1
 
 
 def describe(run: RunRows, form: Format, k: int | None, tail: Tail, licence: str | None) -> dict[str, Any]:
-    """Return what a card says before the rows are written. No word of a trace is in it."""
+    """Return the card's data before the rows are written. It contains no text of a trace."""
     heads = run.targets.heads
     recipe = run.section.effective_recipe
     versions: dict[str, list[str]] = {}
@@ -55,7 +55,7 @@ def describe(run: RunRows, form: Format, k: int | None, tail: Tail, licence: str
 
 
 def lost(run: RunRows) -> list[str]:
-    """Return what of this run's own recipe a format with one divergence leaves behind, term by term."""
+    """Return the parts of this run's recipe that a format with a single divergence loses, term by term."""
     recipe, said = run.section.effective_recipe, list[str]()
     for name, term in sorted(recipe.terms.items()):
         what = _differs(term)
@@ -65,13 +65,13 @@ def lost(run: RunRows) -> list[str]:
         said.append(f"the outcome reward of the recipe's coupling ({recipe.coupling.kind})")
     if run.section.target_source != "stored":
         said.append(
-            f"the teacher in the training step ({recipe.teacher.update}): the teacher is the one that scored the targets"
+            f"the teacher of the training step ({recipe.teacher.update}) becomes the one that scored the targets"
         )
     return said
 
 
 def _differs(term: Term) -> list[str]:
-    """Return what of a term is not forward KL to the stored teacher."""
+    """Return the differences of a term from forward KL to the stored teacher."""
     out = []
     if term.divergence.kind != "fkl":
         out.append(f"{term.divergence.kind} becomes forward KL")
@@ -80,20 +80,20 @@ def _differs(term: Term) -> list[str]:
     if term.weights:
         out.append("weights by score are left out")
     if moved(term.coef):
-        out.append("a coefficient that moves with the optimiser step stays what it is at step 0")
+        out.append("a coefficient that changes with the optimiser step keeps its value of step 0")
     if term.temperature != 1.0:
         out.append("temperature becomes 1")
     return out
 
 
 def write_card(folder: Path, card: dict[str, Any]) -> None:
-    """Write the card as data and to be read."""
+    """Write the card as data and as a README."""
     (folder / CARD).write_text(json.dumps(card, indent=1), encoding="utf-8")
     (folder / README).write_text(readme(card), encoding="utf-8")
 
 
 def readme(card: dict[str, Any]) -> str:
-    """Return the card to be read, with the front matter of a data set on a hub."""
+    """Return the card as a README, with the front matter of a data set on a hub."""
     steps = ", ".join(f"{n} {kind}" for kind, n in card["steps"].items())
     classes = ", ".join(f"{n} {name}" for name, n in card["error_classes"].items()) or "none"
     ids = "all stored ids" if card["k"] is None else f"{card['k']} ids"
@@ -109,22 +109,22 @@ def readme(card: dict[str, Any]) -> str:
         f"Read by: {card['reads']}. Loss: {card['formula']}.",
         "",
         f"- Steps: {steps}; {card['traces']} traces; error classes of hints: {classes}",
-        f"- Per token: {ids}, the sampled one always among them; the rest: {card['tail']}",
+        f"- Per token: {ids}, always including the sampled one; the rest: {card['tail']}",
         f"- Recipe: {card['recipe']}; coefficients "
         + ", ".join(f"{name} {value}" for name, value in card["coefficients"].items()),
         f"- Licence: {card['licence']}"
-        + ("; whoever owns the traces decides it (`--licence`)" if card["licence"] == "unknown" else ""),
-        *([f"- Left out because no token of theirs carries weight: {unread}"] if unread else []),
+        + ("; the owner of the traces decides it (`--licence`)" if card["licence"] == "unknown" else ""),
+        *([f"- Left out because none of their tokens carries weight: {unread}"] if unread else []),
         *(
             [
-                f"- Check: {card['check']['rows']} rows, largest difference {card['check']['worst_nats']:.3g} nats, allowed by "
-                f"what is not kept {card['check']['bound_nats']:.3g}"
+                f"- Check: {card['check']['rows']} rows, largest difference {card['check']['worst_nats']:.3g} nats, "
+                f"allowed difference {card['check']['bound_nats']:.3g}"
             ]
             if "check" in card
             else []
         ),
         "",
-        f"The token ids of `{DATA}` are the traces' text to anybody with the tokenizer.",
+        f"The token ids of `{DATA}` reveal the traces' text to anybody with the tokenizer.",
         "",
         "## What this format loses",
         "",

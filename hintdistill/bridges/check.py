@@ -1,4 +1,5 @@
-"""`hintdistill export --check`: the loss of some exported rows by the format's own formula, beside the toolkit's."""
+"""Check an export (`hintdistill export --check`): compare the loss of some rows by the format's formula with the
+toolkit's."""
 
 from __future__ import annotations
 
@@ -24,15 +25,15 @@ from hintdistill.training.views import base, restricted
 
 ROWS = 20
 SOFTENED = 1.25
-"""Temperature of the student that rows are read with: as it is, it agrees with its own targets on every step that is held, and
-there would be no loss to compare."""
+"""Temperature of the student with which rows are read. Without it, the student would agree with its own targets on
+every held step, and there would be no loss to compare."""
 RELATIVE = 1e-5
 ABSOLUTE = 3e-7
-"""Nats per weight; what float32 leaves of a row that the student already matches."""
+"""Rounding error of float32, in nats per weight, for a row that the student already matches."""
 
 
 def load_student(run: RunRows) -> Student:
-    """Return the run's model, softened. Raises ModelError."""
+    """Return the run's model at that temperature. Raises ModelError."""
     from hintdistill.engines.transformers import load_model, pick_device
 
     device = pick_device(run.ctx.config.run.device)
@@ -49,18 +50,18 @@ def load_student(run: RunRows) -> Student:
 
 
 def chosen(kinds: Sequence[str], seed: int) -> list[int]:
-    """Return the numbers of the rows that are checked: drawn by the seed, and of every kind some."""
+    """Return the numbers of the rows to check: drawn from the seed, with some of every kind."""
     order = random.Random(f"export:{seed}").sample(range(len(kinds)), len(kinds))
     first = [next(i for i in order if kinds[i] == kind) for kind in dict.fromkeys(kinds)]
     return sorted([*first, *[i for i in order if i not in first]][:ROWS])
 
 
 def check(run: RunRows, form: Format, job: ExportJob, k: int | None) -> list[Checked]:
-    """Return each checked row's loss twice, and how far the two may be apart.
+    """Return both losses of each checked row, and the allowed difference.
 
     Raises:
-        ModelError: the run's model is not there.
-        ConfigError: a recipe's divergence has no bound for what the format leaves out.
+        ModelError: the run's model does not exist.
+        ConfigError: there is no bound for what the format leaves out of a recipe's divergence.
     """
     student = load_student(run)
     if form.name == "hf":
@@ -93,7 +94,7 @@ def _compared(
 
 
 def _terms(run: RunRows, folder: Path, k: int | None, student: Student) -> list[Checked]:
-    """Return the recipe's terms on slots as they were exported, and as the run has them."""
+    """Return the recipe's terms on slots, both as exported and as in the run."""
     from hintdistill.bridges.hf import HintRows
 
     recipe, exported, whole = (
@@ -122,7 +123,7 @@ def _objective(recipe: Recipe, slot: Slot, logprobs: np.ndarray) -> float:
 
 
 def _narrowing(recipe: Recipe, whole: Slot, narrowed: Slot, logprobs: np.ndarray) -> float:
-    """Return how far a term can move when the rest becomes one entry: by its divergence between the parts of the rest.
+    """Return the largest change of a term if the rest becomes one entry: its divergence within the rest.
 
     Forward KL: m·KL(T given the rest ‖ S given the rest) <= 2·m·B with the teacher's mass m; reverse KL the same with the
     student's mass; JSD with share α: the mixture's mass of the rest times a JSD that is at most log 2.
@@ -136,7 +137,8 @@ def _narrowing(recipe: Recipe, whole: Slot, narrowed: Slot, logprobs: np.ndarray
         single = not (term.weights or term.target.mixture or term.target.anchor or len(term.target.loglin) > 1)
         if kind not in ("fkl", "rkl", "jsd") or not single or term.divergence.pointwise_clip is not None:
             raise ConfigError(
-                f"no bound is known for {kind} of term {name} on fewer ids", hint="export all ids, without k="
+                f"there is no known bound for {kind} of term {name} with fewer ids",
+                hint="export all ids, i.e. without k=",
             )
         original, few = _flat(whole, weights), _flat(narrowed, weights)
         if kind == "fkl":
@@ -156,7 +158,7 @@ def _flat(slot: Slot, weights: torch.Tensor) -> FlatRow:
 
 
 def _symmetric(whole: FlatRow, few: FlatRow, logprobs: np.ndarray, kind: str, alpha: float) -> float:
-    """Return the bounds of reverse KL and JSD, whose merged part weighs by the student's mass as well."""
+    """Return the bounds of reverse KL and JSD, whose merged part also depends on the student's mass."""
     kept = (whole.support_ids[:, :, None] == few.support_ids[:, None, :]).any(2) & (whole.support_ids >= 0)
     ours, rest = formulas.at(logprobs, whole.support_ids), formulas.outside(logprobs, whole.support_ids)
     merged = kept.sum(1) < (whole.support_ids >= 0).sum(1)
@@ -176,18 +178,18 @@ def _symmetric(whole: FlatRow, few: FlatRow, logprobs: np.ndarray, kind: str, al
 
 
 def allowed(c: Checked) -> float:
-    """Return how far a row's loss may be off, nats."""
+    """Return the allowed difference of a row's loss, nats."""
     return c.bound + RELATIVE * abs(c.reference) + ABSOLUTE * max(1.0, c.scale)
 
 
 def lines(checked: Sequence[Checked], form: Format) -> list[str]:
-    """Return the check in words."""
+    """Describe the check in words."""
     worst = max(checked, key=lambda c: c.relative)
     kept = max(c.bound for c in checked)
     said = (
         f"exact: at most {RELATIVE:g} relative, {ABSOLUTE:g} nats"
         if not kept
-        else f"the mass that is not kept bounds it by {worst.bound:.3g} nats here, {kept:.3g} at most"
+        else f"the mass that is not kept allows {worst.bound:.3g} nats here, and at most {kept:.3g}"
     )
     return [
         f"check: {len(checked)} rows by {form.name}'s formula ({form.formula})",
@@ -196,13 +198,13 @@ def lines(checked: Sequence[Checked], form: Format) -> list[str]:
 
 
 def require_close(checked: Sequence[Checked], form: Format) -> None:
-    """Raise InputError if a row's loss is further off than it may be; names the first."""
+    """Raise InputError, naming the first row, if a row's loss differs by more than is allowed."""
     for c in checked:
         if not c.off <= allowed(c):
             raise InputError(
-                f"row {c.key}: {form.name}'s formula gives {c.loss:.8g} and the toolkit's {c.reference:.8g}, more than the "
-                f"{allowed(c):.3g} nats that this format may be off",
-                hint="the file is not what was written, or this is a bug; export it again",
+                f"row {c.key}: {form.name}'s formula gives {c.loss:.8g} and the toolkit's {c.reference:.8g}, which "
+                f"exceeds the allowed difference of {allowed(c):.3g} nats",
+                hint="the file has changed since it was written, or this is a bug; export it again",
             )
 
 

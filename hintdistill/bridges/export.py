@@ -1,4 +1,4 @@
-"""`hintdistill export`: a run's targets as a folder that another trainer reads, with a data card."""
+"""Write a run's targets as a folder that another trainer reads, with a data card (`hintdistill export`)."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from hintdistill.core.registry import nearest
 
 @dataclass(frozen=True)
 class ExportSettings:
-    """What an export holds of each token."""
+    """Set how much of each token's target an export keeps."""
 
     k: int | None = None
-    """Ids per token, the sampled one among them; None for all that are stored."""
+    """Number of ids per token, including the sampled one; None for all stored ids."""
     tail: str | None = None
-    """What becomes of the rest; None for the format's own way."""
+    """Treatment of the rest; None for the format's default."""
 
     @classmethod
     def parse(cls, overrides: Sequence[str]) -> ExportSettings:
-        """Return the settings of `k=…` and `tail=…`. Raises ConfigError for any other key or value."""
+        """Return the settings from `k=…` and `tail=…`. Raises ConfigError for any other key or value."""
         found: dict[str, str] = {}
         for text in overrides:
             key, equals, value = text.partition("=")
@@ -55,23 +55,23 @@ def export(
     trust: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> tuple[Path, dict[str, Any]]:
-    """Write a run's targets in a format; returns the folder and its card.
+    """Write a run's targets in a format, and return the folder and its card.
 
     Args:
-        out: the folder; default `RUN/export/FORMAT`. What an earlier export left there is replaced.
-        licence: under which licence the rows are passed on.
-        checked: compare the loss of some rows by the format's formula with the toolkit's; see `check`.
+        out: the folder; default `RUN/export/FORMAT`. An earlier export in it is replaced.
+        licence: licence of the rows.
+        checked: whether to compare the loss of some rows by the format's formula with the toolkit's; see `check`.
         trust: see `runs.open_rows`.
 
     Raises:
-        ConfigError: the format has no such form, cannot hold these weights, or the folder holds something else.
-        InputError: there are no targets; or a row's loss is off by more than the format may be: then nothing is written.
+        ConfigError: the format does not support these settings or weights, or the folder contains something else.
+        InputError: there are no targets, or a row's loss differs by more than is allowed; nothing is written then.
     """
     form, settings = format_named(form) if isinstance(form, str) else form, settings or ExportSettings()
     tail: Tail = form.require_tail(settings.tail)
     folder = run / "export" / form.name if out is None else out
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not is_export(folder))):
-        raise ConfigError(f"{folder} holds something that is not an export", hint="--out names another folder")
+        raise ConfigError(f"{folder} contains something that is not an export", hint="choose another folder with --out")
     found = open_rows(run, settings.k, tail, trust=trust)
     aside = folder.with_name(f"{folder.name}.writing")
     shutil.rmtree(aside, ignore_errors=True)
@@ -94,7 +94,7 @@ def export(
 
 
 def is_export(folder: Path) -> bool:
-    """Return whether an export wrote the folder."""
+    """Return whether the folder was written by an export."""
     path = folder / CARD
     if not path.is_file():
         return False

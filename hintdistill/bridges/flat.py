@@ -1,8 +1,8 @@
-"""Training rows with one slot each: what every format but `hf` is made of.
+"""Make training rows with one slot each, the basis of every format except `hf`.
 
-A format of another trainer knows one divergence, the forward KL of the stored teacher and the student, and one number per
-token. So the weights of a slot's terms are taken together: Σ over terms of coefficient · weight, as they are before the first
-optimiser step.
+The formats of other trainers support only one divergence, the forward KL from the stored teacher to the student, and
+one number per token. So the weights of a slot's terms are combined: Σ over terms of coefficient · weight, with their
+values before the first optimiser step.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from hintdistill.training.slots import Slot
 
 @dataclass(frozen=True)
 class FlatRow:
-    """One step with its context. T step tokens, K kept ids."""
+    """Hold one step with its context: T step tokens, K kept ids."""
 
     key: str
     kind: str
@@ -29,13 +29,13 @@ class FlatRow:
     start: int
     """Position of the step's first token."""
     weights: np.ndarray
-    """float64 [T], summed over the terms, coefficients included."""
+    """float64 [T]: weights summed over the terms, including the coefficients."""
     support_ids: np.ndarray
     """int64 [T, K], -1 pads."""
     teacher: np.ndarray
     """float64 [T, K]: log-probabilities, -inf at pads."""
     tail: np.ndarray
-    """float64 [T]: log-probability of the rest, -inf if there is none."""
+    """float64 [T]: log-probability of the rest; -inf if there is no rest."""
 
     @property
     def sampled(self) -> np.ndarray:
@@ -44,12 +44,12 @@ class FlatRow:
 
     @property
     def carried(self) -> np.ndarray:
-        """The numbers of the tokens that carry loss."""
+        """Return the numbers of the tokens that carry loss."""
         return np.flatnonzero(self.weights)
 
 
 def flat_row(row: TraceRow, slot: Slot, recipe: Recipe) -> FlatRow:
-    """Return one slot of a row by itself."""
+    """Return one slot of a row as a separate row."""
     weights = np.zeros(slot.length)
     for name, each in slot.weights.items():
         weights += scheduled(recipe.terms[name].coef, 0) * each.numpy().astype(np.float64)
@@ -67,7 +67,7 @@ def flat_row(row: TraceRow, slot: Slot, recipe: Recipe) -> FlatRow:
 
 
 def flat_rows(rows: Sequence[TraceRow] | Rows, recipe: Recipe) -> Iterator[FlatRow]:
-    """Yield every slot by itself, in the rows' order; what no term weighs is left out."""
+    """Yield every slot as a separate row, in the rows' order; slots without weight are left out."""
     for row in rows:
         for slot in row.slots:
             flat = flat_row(row, slot, recipe)

@@ -1,4 +1,4 @@
-"""The formats of `hintdistill export`: what each keeps, what it loses, and which module writes it."""
+"""Define the formats of `hintdistill export`: what each keeps, what it loses, and the module that writes it."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from hintdistill.core.registry import nearest
 from hintdistill.training.rows import Rows
 
 DATA = "rows.parquet"
-"""Name of the file that holds an export's rows."""
+"""Name of the file with an export's rows."""
 
 
 @dataclass(frozen=True)
 class ExportJob:
-    """What a format writes."""
+    """Hold the input of a format's writer."""
 
     rows: Rows
-    """Rows of targets that hold as many ids per token as are asked for."""
+    """Rows of targets, with the requested number of ids per token."""
     section: TrainSection
     seed: int
     folder: Path
@@ -34,93 +34,97 @@ class ExportJob:
 
 @dataclass(frozen=True)
 class Checked:
-    """A row as it was exported, as the toolkit has it, and what the format's formula makes of it."""
+    """Hold a checked row: the exported row, the toolkit's row, and both losses."""
 
     key: str
     loss: float
-    """By the format's formula from what is in its file, nats."""
+    """Loss by the format's formula from the exported file, nats."""
     reference: float
-    """By the toolkit's formula from the stored target, nats."""
+    """Loss by the toolkit's formula from the stored target, nats."""
     bound: float
-    """How far the two may be apart because of what the format does not keep, nats; 0 if it keeps everything."""
+    """Allowed difference of the two, because of what the format does not keep, nats; 0 if it keeps everything."""
     scale: float = 1.0
-    """Sum of the row's weights: a nat of one token counts so much at most."""
+    """Sum of the row's weights, an upper limit on the effect of a difference of one nat per token."""
 
     @property
     def off(self) -> float:
-        """How far the two are apart, nats."""
+        """Difference of the two losses, nats."""
         return abs(self.loss - self.reference)
 
     @property
     def relative(self) -> float:
-        """How far the two are apart, over the loss."""
+        """Difference of the two losses, relative to the loss."""
         return self.off / max(abs(self.reference), 1e-30)
 
 
 class Student(Protocol):
-    """Log-probabilities of the vocabulary at a step's positions, float64 [T, V]."""
+    """Student's log-probabilities of the vocabulary at a step's positions, float64 [T, V]."""
 
     def __call__(self, ids: np.ndarray, start: int) -> np.ndarray: ...
 
 
 class Writer(Protocol):
-    """What the module of a format has."""
+    """Interface of the module of a format."""
 
     def write(self, job: ExportJob) -> dict[str, Any]:
-        """Write the rows; returns what the data card says of them."""
+        """Write the rows, and return the data for the card."""
 
     def loss_in_file(self, folder: Path, number: int, row: FlatRow, student: np.ndarray) -> float:
         """Return the loss of the `number`-th exported row by the format's own formula, in the units of `formulas.forward_kl`.
 
-        `row` is the row as it was handed to `write`, for constants that the format leaves out; all else is read from the file.
+        `row` is the row that was passed to `write`, for constants that the format leaves out; everything else is read
+        from the file.
         """
 
 
 @dataclass(frozen=True)
 class Format:
-    """A format: its writer and what its data card says."""
+    """Describe a format: its writer, and the texts of its data card."""
 
     name: str
     module: str
     reads: str
-    """Who reads it."""
+    """The trainer that reads it."""
     formula: str
     tails: tuple[Tail, ...]
-    """What may become of the rest; the first is the default."""
+    """Supported treatments of the rest; the first is the default."""
     why: str
-    """Why no other."""
+    """Reason why no other treatment is supported."""
     loses: tuple[str, ...]
-    """What of a run does not survive, in the same words for every run."""
+    """Parts of a run that are lost, in the same words for every run."""
     mass: float = 0.0
-    """Probability by which the rest is off, whatever is kept."""
+    """Probability by which the rest may be wrong, regardless of what is kept."""
 
     def writer(self) -> Any:
-        """Return the module that writes it: a `Writer`; of `hf` see `bridges.hf`."""
+        """The module that writes it, a `Writer`; for `hf` see `bridges.hf`."""
         return importlib.import_module(f"hintdistill.bridges.{self.module}")
 
     def require_tail(self, tail: str | None) -> Tail:
-        """Return what becomes of the rest. Raises ConfigError if the format has no such form."""
+        """Return the treatment of the rest. Raises ConfigError if the format does not support it."""
         if tail is None:
             return self.tails[0]
         for known in self.tails:
             if tail == known:
                 return known
-        raise ConfigError(f"{self.name} has no tail={tail}: {self.why}", hint=f"tail={' or tail='.join(self.tails)}")
+        raise ConfigError(
+            f"{self.name} does not support tail={tail}: {self.why}", hint=f"tail={' or tail='.join(self.tails)}"
+        )
 
 
 _ONE_DIVERGENCE = (
-    "the recipe's own divergence, weights by score and schedules: it trains the forward KL to the stored teacher"
+    "the recipe's own divergence, weights by score and schedules: the export trains the forward KL to the stored "
+    "teacher"
 )
-_ONE_SLOT = "the shared pass over a trace: each step is a row with its whole context"
+_ONE_SLOT = "the shared pass over a trace: each step becomes a row with its whole context"
 FORMATS = (
     Format(
         "hf",
         "hf",
-        "transformers.Trainer with hintdistill.bridges.hf: its data set, collator and loss function",
+        "transformers.Trainer with hintdistill.bridges.hf, i.e. its data set, collator and loss function",
         "the recipe's terms, mean over slots",
         ("keep",),
-        "the recipe's divergence is taken on the kept ids and one entry for the rest, on both sides",
-        ("nothing with all stored ids; with k, the distribution inside the rest",),
+        "the recipe's divergence is computed on the kept ids and one entry for the rest, on both sides",
+        ("nothing with all stored ids; with k, the distribution within the rest",),
     ),
     Format(
         "trl",
@@ -128,12 +132,14 @@ FORMATS = (
         "trl.experimental.async_distillation.AsyncDistillationTrainer with hintdistill.bridges.trl.StoredRollouts",
         "forward KL over the kept ids and the rest, mean over the tokens of a batch",
         ("keep",),
-        "its trainer computes the rest itself (add_tail_bucket) and without it renormalises the student as well",
+        "its trainer computes the rest itself (add_tail_bucket), and otherwise renormalises the student as well",
         (
             _ONE_DIVERGENCE,
             "weights inside a step other than 0 and 1: such rows are refused by name",
-            "the mean over steps: a batch is a mean over its tokens, so a long step weighs more than a short one",
-            "the rest's stored probability: the trainer takes one minus the kept ones in float32, and at least 1e-7",
+            "the mean over steps: a batch's loss is a mean over its tokens, so a long step counts more than a short "
+            "one",
+            "the rest's stored probability: the trainer uses one minus the kept probabilities in float32, and at "
+            "least 1e-7",
             _ONE_SLOT,
         ),
         mass=3e-7,
@@ -144,11 +150,11 @@ FORMATS = (
         "axolotl's KDPlugin (kd_trainer: true), as a pre-tokenised data set",
         "forward KL over the kept ids; log-probabilities hold the token's weight, labels count steps",
         ("renormalise", "drop"),
-        "its loss reads the kept ids alone, without an entry for the rest",
+        "its loss reads only the kept ids, without an entry for the rest",
         (
             _ONE_DIVERGENCE,
-            "the rest of the vocabulary: no gradient pushes on its mass but through the kept ids",
-            "the loss that is logged is off by Σ weight·log weight, a constant without a gradient",
+            "the rest of the vocabulary: its mass changes only through the kept ids",
+            "the logged loss differs by Σ weight·log weight, a constant without a gradient",
             _ONE_SLOT,
         ),
     ),
@@ -158,21 +164,21 @@ FORMATS = (
         "tinker's forward_backward(…, 'cross_entropy'), through hintdistill.bridges.tinker.to_datums",
         "cross-entropy with weights per token and id: forward KL plus the teacher's entropy, a constant",
         ("renormalise", "drop"),
-        "cross_entropy reads the ids it is given, without an entry for the rest",
+        "cross_entropy reads only the given ids, without an entry for the rest",
         (
             _ONE_DIVERGENCE,
-            "the rest of the vocabulary: no gradient pushes on its mass but through the kept ids",
-            "the mean over steps: the service sums, so divide by the number of rows of a step of the optimiser",
+            "the rest of the vocabulary: its mass changes only through the kept ids",
+            "the mean over steps: the service sums, so divide by the number of rows in an optimiser step",
             _ONE_SLOT,
         ),
     ),
 )
-"""Every format of the command."""
+"""All formats of the command."""
 
 
 def format_named(name: str) -> Format:
     """Return a format by its name. Raises ConfigError, with the nearest name."""
     known = {f.name: f for f in FORMATS}
     if name not in known:
-        raise ConfigError(f"no format {name!r}{nearest(name, known)}", hint=f"--to {'|'.join(known)}")
+        raise ConfigError(f"unknown format {name!r}{nearest(name, known)}", hint=f"--to {'|'.join(known)}")
     return known[name]

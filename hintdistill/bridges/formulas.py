@@ -1,4 +1,5 @@
-"""What a row's loss is: the toolkit's forward KL with its tail, and how far a format that keeps less of the teacher can be off.
+"""Compute a row's loss, the toolkit's forward KL with its tail, and the largest error of a format that keeps less of
+the teacher.
 
 Everything is float64. `student` is always log-probabilities of the whole vocabulary at the step's positions, [T, V].
 """
@@ -18,7 +19,7 @@ def at(student: np.ndarray, ids: np.ndarray) -> np.ndarray:
 
 
 def outside(student: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """Return the student's log-probability of everything but the ids, [T]."""
+    """Return the student's log-probability of everything except the ids, [T]."""
     rest = student.copy()
     rows, columns = np.nonzero(ids >= 0)
     rest[rows, ids[rows, columns]] = -np.inf
@@ -26,7 +27,7 @@ def outside(student: np.ndarray, ids: np.ndarray) -> np.ndarray:
 
 
 def products(teacher: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Return T·(log T - other) entry by entry; 0 if the teacher gives nothing."""
+    """Return T·(log T - other) entry by entry; 0 where the teacher's probability is zero."""
     there = np.isfinite(teacher)
     gap = np.where(there, teacher, 0.0) - np.where(there, other, 0.0)
     return np.where(there, np.exp(np.where(there, teacher, 0.0)) * gap, 0.0)
@@ -40,12 +41,12 @@ def forward_kl(row: FlatRow, student: np.ndarray) -> float:
 
 
 def bound(whole: FlatRow, narrowed: FlatRow, student: np.ndarray, tail: Tail) -> float:
-    """Return how far Σ_t weight_t · ℓ_t of the narrowed row can be from that of the whole one, nats.
+    """Return the largest difference of Σ_t weight_t · ℓ_t between the narrowed row and the whole row, nats.
 
-    With m the teacher's mass that is not kept, and B the largest |log T - log S| of an entry (of the rest for `keep` and `drop`,
-    of the kept ids as well for `renormalise`), per token:
+    Let m be the teacher's mass that is not kept, and B the largest |log T - log S| of an entry (in the rest for `keep`
+    and `drop`, also in the kept ids for `renormalise`). Then, per token:
 
-    - `keep`: the rest is one entry: m·KL(T given the rest ‖ S given the rest) <= 2·m·B.
+    - `keep`: the rest becomes one entry: m·KL(T given the rest ‖ S given the rest) <= 2·m·B.
     - `drop`: the rest is left out: |Σ over the rest of T·(log T - log S)| <= m·B.
     - `renormalise`: the kept part is divided by 1 - m: <= m·B of the rest + m·B of the kept - log(1 - m).
     """
@@ -67,10 +68,11 @@ def bound(whole: FlatRow, narrowed: FlatRow, student: np.ndarray, tail: Tail) ->
 
 
 def rounding(row: FlatRow, student: np.ndarray, mass: float) -> float:
-    """Return how far Σ_t weight_t · ℓ_t can be off where teacher's and student's rest are off by a probability `mass`, nats.
+    """Return the largest error of Σ_t weight_t · ℓ_t if the rests of teacher and student are wrong by a probability
+    `mass`, nats.
 
-    The rest's term is T·(log T - log S): a change of T by `mass` is worth mass·(1 + |log T - log S|), and one of S worth
-    T·mass/S. Both are taken with probabilities of at least `mass`.
+    The rest's term is T·(log T - log S): a change of T by `mass` contributes mass·(1 + |log T - log S|), and a change
+    of S contributes T·mass/S. Both use probabilities of at least `mass`.
     """
     if not mass:
         return 0.0
@@ -81,6 +83,6 @@ def rounding(row: FlatRow, student: np.ndarray, mass: float) -> float:
 
 
 def _gap(teacher: np.ndarray, student: np.ndarray) -> np.ndarray:
-    """log T - log S; 0 if the teacher gives nothing."""
+    """Return log T - log S; 0 where the teacher's probability is zero."""
     there = np.isfinite(teacher)
     return np.where(there, np.where(there, teacher, 0.0) - np.where(there, student, 0.0), 0.0)

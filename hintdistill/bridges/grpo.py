@@ -1,13 +1,13 @@
-"""TRL's GRPO with the targeted term: what the hint says of each token is an advantage of its own, on the span alone.
+"""Add the targeted term to TRL's GRPO: on the span, each token gets an additional advantage from the hint.
 
     steps = StoredSteps("runs/demo")
     trainer = targeted_grpo()(model, args=GRPOConfig(out, …), reward_funcs=my_reward, train_dataset=steps.prompts(),
                               rollout_func=steps.replay, signal=steps, coefficient=1.0)
 
-GRPO's loss takes advantages of shape [B, T]. So a token's advantage is its completion's, from the rewards, plus coefficient ·
-weight · (log T - log S) of the sampled token: the sampled-token policy gradient of the reverse KL. `signal` is any function of
-context and completion that gives log T - log S per token, weighted, or None if it has nothing to say; `StoredSteps` knows
-those of a run's accepted hints. Tried with trl 1.16.
+GRPO's loss takes advantages of shape [B, T]. So a token's advantage is its completion's, from the rewards, plus
+coefficient · weight · (log T - log S) of the sampled token: the sampled-token policy gradient of the reverse KL.
+`signal` is any function of context and completion that returns weighted log T - log S per token, or None; `StoredSteps`
+has the values for a run's accepted hints. Tested with trl 1.16.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from hintdistill.bridges.runs import open_rows, require_no_action_span
 from hintdistill.core.errors import InputError
 
 Signal = Callable[[Sequence[int], Sequence[int]], np.ndarray | None]
-"""Context ids, completion ids → float [T]: nats by which a token's log-probability is to rise, times its weight; or None."""
+"""Function from context ids and completion ids to float [T], the desired rise of each token's log-probability in nats
+times its weight; or None."""
 CLIP = 5.0
-"""Nats: the largest gap of a token that counts."""
+"""Largest gap of a token that counts, nats."""
 
 
 def _key(context: Sequence[int], completion: Sequence[int]) -> str:
@@ -35,10 +36,10 @@ def _key(context: Sequence[int], completion: Sequence[int]) -> str:
 
 
 class StoredSteps:
-    """The erring steps of a run's accepted hints: as prompts, as rollouts, and as a signal."""
+    """Offer the erring steps of a run's accepted hints as prompts, as rollouts, and as a signal."""
 
     def __init__(self, run: Path | str) -> None:
-        """Read them. Raises InputError if there are none, ConfigError for a recipe with the loss span `action`."""
+        """Read the steps. Raises InputError if there are none, ConfigError for a recipe with the loss span `action`."""
         found = open_rows(Path(run))
         require_no_action_span(found.section, "this bridge")
         self._by_name: dict[str, tuple[list[int], list[int], list[float]]] = {}
@@ -54,13 +55,14 @@ class StoredSteps:
             self._by_name[name] = (context, step, target.plain_sampled.astype(float).tolist())
 
     def prompts(self) -> Any:
-        """Return a data set with one prompt per step: its name, which `replay` knows."""
+        """Return a data set with one prompt per step: the step's name, which `replay` understands."""
         return need("datasets").Dataset.from_dict({"prompt": list(self._by_name)})
 
     def replay(self, prompts: Sequence[str], trainer: Any) -> dict[str, Any]:
-        """Return the steps as they were sampled: TRL's `rollout_func`. Raises InputError for a prompt that is no step's name."""
+        """Return the steps as they were sampled: TRL's `rollout_func`. Raises InputError for a prompt that does not
+        name a step."""
         if missing := [p for p in prompts if p not in self._by_name]:
-            raise InputError(f"{missing[0]!r} names no step of this run", hint="train_dataset=steps.prompts()")
+            raise InputError(f"{missing[0]!r} does not name a step of this run", hint="train_dataset=steps.prompts()")
         found = [self._by_name[p] for p in prompts]
         return {
             "prompt_ids": [context for context, _, _ in found],
@@ -74,7 +76,7 @@ class StoredSteps:
 
 
 def per_token(output: dict[str, Any], signal: Signal, coefficient: float) -> Any:
-    """Return GRPO's advantages [B, T] with the signal added if it has something to say."""
+    """Return GRPO's advantages [B, T], with the signal added where it exists."""
     mask, ids = output["completion_mask"], output["completion_ids"]
     advantages = output["advantages"]
     wide = (advantages[:, None] if advantages.dim() == 1 else advantages).expand(mask.shape).float().clone()
@@ -92,7 +94,7 @@ def targeted_grpo() -> Any:
     base: Any = need("trl").GRPOTrainer
 
     class TargetedGRPOTrainer(base):
-        """GRPO whose advantages hold the targeted term."""
+        """Extend GRPO: its advantages include the targeted term."""
 
         def __init__(self, *args: Any, signal: Signal, coefficient: float = 1.0, **kwargs: Any) -> None:
             self.signal, self.coefficient = signal, coefficient

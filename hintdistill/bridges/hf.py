@@ -1,12 +1,14 @@
-"""A plain `transformers.Trainer` (and what is built on it: peft, QLoRA, unsloth, ms-swift): data set, collator, loss function.
+"""Train with a plain `transformers.Trainer` or tools based on it (peft, QLoRA, unsloth, ms-swift): data set, collator
+and loss function.
 
     rows = HintRows.from_run("runs/demo")               # or HintRows.from_export(folder of `hintdistill export --to hf`)
     loss = HintLoss(rows)
     Trainer(model, args, train_dataset=rows, data_collator=Collator(), compute_loss_func=loss, callbacks=[loss.clock()]).train()
 
-The loss is the recipe's terms, mean over the steps of an accumulated batch, as in this toolkit's trainer. The Trainer hands a
-loss function the outputs, the labels and the number of labels that are not -100. So each label is the number of a step in the
-data set: as many labels as steps, and the targets are looked up by them. No column of the Trainer's own is needed.
+The loss consists of the recipe's terms, averaged over the steps of an accumulated batch, as in this toolkit's trainer.
+The Trainer passes the outputs, the labels and the number of labels other than -100 to the loss function. So there is
+one label per step, the step's number in the data set, by which its targets are looked up. No additional column is
+needed.
 """
 
 from __future__ import annotations
@@ -57,21 +59,24 @@ _SLOT = pa.struct(
     ]
 )
 SCHEMA = pa.schema([("key", pa.string()), ("input_ids", _IDS), ("slots", pa.list_(_SLOT))])
-"""One line per row of the training: a trace up to its last scored token, with all its steps that carry loss."""
+"""Columns of the export. Each line is one training row: a trace up to its last scored token, with all its steps that
+carry loss."""
 
 
 def require_stored(section: TrainSection) -> None:
-    """Raise ConfigError if the recipe cannot be trained from stored targets alone; names why."""
+    """Raise ConfigError, with the reason, if the recipe cannot be trained from stored targets alone."""
     recipe = section.effective_recipe
     if section.target_source != "stored":
         raise ConfigError(
-            f"recipe {recipe.name} makes its targets in the training step, from the student's own weights or vocabulary",
-            hint="a recipe with stored targets, e.g. train.recipe=targeted; or --to trl, axolotl or tinker, which train the "
-            "forward KL to the stored teacher whatever the recipe is",
+            f"recipe {recipe.name} computes its targets in the training step, from the student's own weights or "
+            "vocabulary",
+            hint="use a recipe with stored targets, e.g. train.recipe=targeted; or --to trl, axolotl or tinker, which "
+            "train the forward KL to the stored teacher with any recipe",
         )
     if recipe.coupling.kind != "none":
         raise ConfigError(
-            f"recipe {recipe.name} couples an outcome reward ({recipe.coupling.kind}), which an export does not hold",
+            f"recipe {recipe.name} couples an outcome reward ({recipe.coupling.kind}), which an export does not "
+            "contain",
             hint="train.recipe.coupling.kind=none",
         )
 
@@ -80,7 +85,7 @@ def require_stored(section: TrainSection) -> None:
 
 
 def write(job: ExportJob) -> dict[str, Any]:
-    """Write the rows, and the recipe and seed beside them. Raises ConfigError; see `require_stored`."""
+    """Write the rows, with the recipe and the seed. Raises ConfigError; see `require_stored`."""
     require_stored(job.section)
     recipe = job.section.effective_recipe
     longest = max(job.rows.lengths)
@@ -157,26 +162,26 @@ def _slot_of(ids: Tensor, line: dict[str, Any]) -> Slot:
 
 
 class HintRows(Dataset[dict[str, Any]]):
-    """Rows to train on: `input_ids`, and `labels` that number the row's steps."""
+    """Hold rows for training: `input_ids`, and `labels` with the numbers of the row's steps."""
 
     def __init__(self, rows: Sequence[TraceRow], recipe: Recipe, seed: int = 0) -> None:
-        """`rows` as `training.rows.build_rows` makes them; `seed` is that of weights that draw at random."""
+        """Take `rows` from `training.rows.build_rows`; `seed` is for weights that draw random numbers."""
         self.rows, self.recipe, self.seed = rows, recipe, seed
         self._first: list[int] = []
         self._total = 0
         for row in rows:
             if len(row.slots) >= len(row.ids):
-                raise InputError(f"row {row.key} has {len(row.slots)} steps and only {len(row.ids)} tokens")
+                raise InputError(f"row {row.key} has {len(row.slots)} steps but only {len(row.ids)} tokens")
             self._first.append(self._total)
             self._total += len(row.slots)
 
     @classmethod
     def from_run(cls, run: Path | str, k: int | None = None) -> HintRows:
-        """Read a run's targets, at most `k` ids per token and the rest as one entry.
+        """Read a run's targets, with at most `k` ids per token and the rest as one entry.
 
         Raises:
             ConfigError: the recipe cannot be trained from stored targets alone.
-            InputError: there are none.
+            InputError: there are no targets.
         """
         found = open_rows(Path(run), k, "keep")
         require_stored(found.section)
@@ -184,7 +189,7 @@ class HintRows(Dataset[dict[str, Any]]):
 
     @classmethod
     def from_export(cls, folder: Path | str) -> HintRows:
-        """Read what `hintdistill export --to hf` wrote. Raises InputError if it is not there."""
+        """Read an export written by `hintdistill export --to hf`. Raises InputError if it does not exist."""
         folder = Path(folder)
         rows = [row_of(line) for line in read_rows(folder, NAME)]
         data = json.loads((folder / RECIPE).read_text(encoding="utf-8"))
@@ -194,7 +199,8 @@ class HintRows(Dataset[dict[str, Any]]):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Return one row: token ids, and labels that are -100 but for the numbers of its steps, from position 1 on."""
+        """Return one row: token ids, and labels that are -100 except for the numbers of its steps, from position 1
+        on."""
         row, first = self.rows[index], self._first[index]
         labels = [IGNORED] * len(row.ids)
         labels[1 : 1 + len(row.slots)] = range(first, first + len(row.slots))
@@ -229,29 +235,29 @@ class Collator:
 
 
 class HintLoss:
-    """What a Trainer takes as its `compute_loss_func`."""
+    """Compute the loss, as the `compute_loss_func` of a Trainer."""
 
     def __init__(self, rows: HintRows) -> None:
         self.rows, self.recipe = rows, rows.recipe
         self.kinds = tuple(dict.fromkeys(t.rows for t in self.recipe.terms.values()))
         self.step: int | None = None
-        """Optimiser step, as the clock reads it."""
+        """Optimiser step, as set by the clock."""
         self._moves = _moves(self.recipe)
 
     def clock(self) -> TrainerCallback:
-        """Return the callback that says at which optimiser step the training is: recipes with schedules need it."""
+        """Return the callback that tracks the optimiser step; recipes with schedules need it."""
         return _Clock(self)
 
     def __call__(self, outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
-        """Return the recipe's terms, mean over `num_items_in_batch` steps; over this batch's without it.
+        """Return the recipe's terms, averaged over `num_items_in_batch` steps, by default over those of this batch.
 
         Raises:
-            ConfigError: the recipe changes with the optimiser step, and no clock tells it.
+            ConfigError: the recipe changes with the optimiser step, and there is no clock.
         """
         if self.step is None and self._moves:
             raise ConfigError(
-                f"recipe {self.recipe.name} changes with the optimiser step, which a loss function is not told",
-                hint="Trainer(…, callbacks=[loss.clock()])",
+                f"recipe {self.recipe.name} changes with the optimiser step, which the loss function does not know",
+                hint="add the clock: Trainer(…, callbacks=[loss.clock()])",
             )
         logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
         placed = [(b, self.rows.slot(int(labels[b, i]))) for b, i in (labels != IGNORED).nonzero().tolist()]
@@ -264,7 +270,7 @@ class HintLoss:
         return total / count
 
     def _of_kind(self, kind: str, placed: Sequence[tuple[int, Slot]], logits: Tensor) -> Tensor:
-        """Return the terms of one kind of step, summed over steps."""
+        """Return the terms for one kind of step, summed over steps."""
         slots = [s for _, s in placed]
         if max(s.start + s.length for s in slots) - 1 > logits.shape[1]:
             raise InputError(f"a row was cut to {logits.shape[1]} tokens, before the end of its last step")
@@ -284,13 +290,13 @@ class HintLoss:
 
 
 class _Clock(TrainerCallback):
-    """Tells a loss function the optimiser step."""
+    """Pass the optimiser step on to a loss function."""
 
     def __init__(self, loss: HintLoss) -> None:
         self.loss = loss
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Note the step."""
+        """Record the step."""
         self.loss.step = state.global_step
 
 

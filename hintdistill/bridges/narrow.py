@@ -1,4 +1,5 @@
-"""Fewer ids per token: the sampled id and the teacher's most likely others, and what becomes of the probability of the rest."""
+"""Reduce the ids per token to the sampled one and the teacher's most likely ones, and handle the probability of the
+rest."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from hintdistill.core.scores import Target
 from hintdistill.rescoring.stored import StoredTargets
 
 Tail = Literal["keep", "drop", "renormalise"]
-"""What becomes of the rest: one entry of its own, nothing, or the kept ids are scaled up to sum to one."""
+"""Treatment of the rest: one entry for it, nothing, or the kept ids are scaled up to sum to one."""
 
 
 def kept_columns(target: Target, k: int | None) -> np.ndarray:
@@ -33,8 +34,9 @@ def narrow(target: Target, k: int | None, tail: Tail) -> Target:
     """Return the target with at most `k` ids per token.
 
     Args:
-        k: ids per token, the sampled one among them; None keeps those that are stored.
-        tail: see `Tail`. Teacher and plain view are treated alike. Computed in float64, stored as float32.
+        k: number of ids per token, including the sampled one; None keeps all stored ids.
+        tail: see `Tail`. Teacher and plain view are treated in the same way. The computation uses float64, the result
+            float32.
     """
     kept = kept_columns(target, k)
     width = max(1, int(kept.sum(1).max()))
@@ -57,7 +59,7 @@ def narrow(target: Target, k: int | None, tail: Tail) -> Target:
 def _view(
     logprobs: np.ndarray, rest: np.ndarray, kept: np.ndarray, chosen: tuple[np.ndarray, np.ndarray], tail: Tail
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Log-probabilities of the kept ids [T, k] and of the rest [T]."""
+    """Return the log-probabilities of the kept ids [T, k] and of the rest [T]."""
     order, here = chosen
     wide = logprobs.astype(np.float64)
     few = np.where(here, np.take_along_axis(wide, order, 1), -np.inf)
@@ -70,7 +72,7 @@ def _view(
 
 
 def log_sum(logprobs: np.ndarray) -> np.ndarray:
-    """Return the logarithm of the sum of probabilities [T] over the last axis; -inf if there is nothing."""
+    """Return the logarithm of the sum of probabilities [T] over the last axis; -inf if it is empty."""
     top = logprobs.max(-1, initial=-np.inf)
     base = np.where(np.isfinite(top), top, 0.0)
     with np.errstate(divide="ignore"):
@@ -79,7 +81,7 @@ def log_sum(logprobs: np.ndarray) -> np.ndarray:
 
 
 class Narrowed(StoredTargets):
-    """Stored targets that are narrowed when they are read."""
+    """Represent stored targets that are narrowed on access."""
 
     def __init__(self, targets: StoredTargets, k: int | None, tail: Tail) -> None:
         super().__init__(targets.source, targets.heads)
@@ -92,7 +94,7 @@ class Narrowed(StoredTargets):
     def __getitem__(self, at: slice) -> StoredTargets: ...
 
     def __getitem__(self, at: int | slice) -> Target | StoredTargets:
-        """Return one target, read and narrowed; or some of them, of which nothing is read yet."""
+        """Return one target, read and narrowed, or a selection, of which nothing is read yet."""
         if isinstance(at, slice):
             return Narrowed(super().__getitem__(at), self._k, self._tail)
         return narrow(super().__getitem__(at), self._k, self._tail)

@@ -1,4 +1,4 @@
-"""Other trainers are imported when they are used, and by name if one is missing."""
+"""Import other trainers when they are used, with an error that names a missing one."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from hintdistill.core.errors import ConfigError
 
 
 def need(module: str, package: str | None = None) -> Any:
-    """Return a module of another trainer. Raises ConfigError if its package is not installed, naming it."""
+    """Return a module of another trainer. Raises ConfigError, naming the package, if it is not installed."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
         name = package or module.partition(".")[0]
         raise ConfigError(
             f"this bridge needs {name}: {error}",
-            hint=f"pip install {name}; docs/bridges.md says which version was tried",
+            hint=f"pip install {name}; docs/bridges.md lists the tested version",
         ) from None

@@ -1,7 +1,7 @@
-"""`hintdistill push --targets`: an export on a hub, off by default; no secret leaves, and a variant without text is at hand.
+"""Upload an export to a hub (`hintdistill push --targets`), after a scan for secrets, or as a variant without text.
 
-Token ids are text to anybody with the tokenizer. So every row is decoded and scanned before anything is sent, and the variant
-without text holds no token id either: numbers alone, for statistics and not for training.
+Token ids are text to anybody with the tokenizer. So every row is decoded and scanned before anything is sent. The
+variant without text contains no token ids either, only numbers, for statistics and not for training.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ NUMBERS = pa.schema(
         ("specificity", pa.float32()),
     ]
 )
-"""Columns of the variant without text; `trace` numbers the traces, log-probabilities are in falling order of the teacher's."""
+"""Columns of the variant without text. `trace` numbers the traces; log-probabilities are in descending order of the
+teacher's."""
 
 
 def push_targets(
@@ -59,17 +60,18 @@ def push_targets(
     licence: str | None = None,
     trust: bool = False,
 ) -> str:
-    """Upload a run's targets as a data set; returns the address of the commit.
+    """Upload a run's targets as a data set, and return the address of the commit.
 
     Args:
-        form, settings, licence: see `export.export`; of no meaning for the variant without text but the licence.
-        text_free: send numbers alone.
+        form, settings, licence: see `export.export`; for the variant without text, only the licence has an effect.
+        text_free: send only numbers.
         trust: see `runs.open_rows`.
 
     Raises:
-        ConfigError: there is no token, or the name is none.
+        ConfigError: there is no token, or the repository name is invalid.
         InputError: there are no targets.
-        SecretError: a row holds a secret; names the trace and the kind of secret, never the secret. Nothing is sent.
+        SecretError: a row contains a secret; the message names the trace and the kind of secret, never the secret.
+            Nothing is sent.
         ServiceError: the hub cannot be reached or refuses.
     """
     check_push(repository)
@@ -87,7 +89,7 @@ def push_targets(
 
 
 def scan(run: RunRows) -> None:
-    """Raise SecretError if a step, its context or its hint holds a secret. Reads every target and decodes it."""
+    """Raise SecretError if a step, its context or its hint contains a secret. Every target is read and decoded."""
     secrets.require()
     with run.scope():
         decode, seen = run.ctx.renderer.decode, set[bytes]()
@@ -105,8 +107,8 @@ def scan(run: RunRows) -> None:
                 ]
         if held:
             raise SecretError(
-                f"trace {target.trace_id} holds a secret, and nothing was sent: {'; '.join(held)}",
-                hint="clean the traces and run again, or --text-free sends numbers alone",
+                f"trace {target.trace_id} contains a secret, and nothing was sent: {'; '.join(held)}",
+                hint="clean the traces and run again, or send only numbers with --text-free",
             )
 
 
@@ -131,7 +133,7 @@ def _write_numbers(run: RunRows, folder: Path, licence: str | None) -> None:
             "# Numbers of a hintdistill run's targets, without text",
             "",
             f"{count} steps ({', '.join(kinds)}). `{DATA}` holds {', '.join(NUMBERS.names)}.",
-            "No token id and no word is in it, so it serves statistics and not training.",
+            "It contains no token ids and no words, so it is for statistics and not for training.",
             "",
         ]
     )
@@ -139,7 +141,7 @@ def _write_numbers(run: RunRows, folder: Path, licence: str | None) -> None:
 
 
 def numbers(target: Target, trace: int) -> dict[str, Any]:
-    """Return the numbers of a target that no text follows from."""
+    """Return those numbers of a target from which no text can be recovered."""
     order = (-target.teacher_logprobs).argsort(axis=1, kind="stable")
     counts = (target.support_ids >= 0).sum(1)
     measured = target.measurement
@@ -168,8 +170,8 @@ def numbers(target: Target, trace: int) -> dict[str, Any]:
 
 
 def require_flags(targets: bool, text_free: bool) -> None:
-    """Raise ConfigError if the student would be pushed and an option speaks of targets."""
+    """Raise ConfigError if the student would be pushed but an option concerns targets."""
     if text_free and not targets:
         raise ConfigError(
-            "--text-free is of targets, and they are not pushed", hint="hintdistill push RUN REPO --targets"
+            "--text-free concerns targets, but targets are not pushed", hint="hintdistill push RUN REPO --targets"
         )

@@ -1,4 +1,4 @@
-"""A run's targets as training rows, as the run's own training would take them."""
+"""Load a run's targets as training rows, in the same way as the run's own training."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from hintdistill.training.rows import Rows, build_rows
 
 @dataclass(frozen=True)
 class RunRows:
-    """What a run would train on."""
+    """Hold the data on which a run would train."""
 
     ctx: RunContext
     targets: StoredTargets
-    """The accepted hints, and what is held, of the training split; as they are stored."""
+    """Accepted hints and held targets of the training split, as stored."""
     rows: Rows
-    """Rows of these, with as many ids per token as were asked for."""
+    """Rows of these targets, with the requested number of ids per token."""
 
     trusted: bool = False
-    """Whether settings of a run folder from elsewhere may run code and download; see `core.trust`."""
+    """Whether settings of a run folder that this user did not write may run code and download; see `core.trust`."""
 
     def scope(self) -> AbstractContextManager[None]:
-        """Return the scope in which the run's settings are used: its model and tokenizer are loaded in it."""
+        """Return the scope in which the run's settings are used to load its model and tokenizer."""
         return in_use(self.ctx.config, self.trusted)
 
     @property
@@ -41,12 +41,13 @@ class RunRows:
 
 
 def require_no_action_span(section: TrainSection, what: str) -> None:
-    """Raise ConfigError for a recipe that leaves reasoning out of the loss; `what` weighs the quoted tokens and knows no other span."""
+    """Raise ConfigError for a recipe that excludes reasoning from the loss; `what` weights the quoted tokens and
+    supports no other span."""
     named = [n for n, t in section.effective_recipe.terms.items() if t.span == "action"]
     if named:
         raise ConfigError(
-            f"train.recipe.terms.{named[0]}.span=action leaves reasoning out of the loss, and {what} weighs the quoted tokens, "
-            "which may be in the reasoning",
+            f"train.recipe.terms.{named[0]}.span=action excludes reasoning from the loss, but {what} weights the "
+            "quoted tokens, which may be in the reasoning",
             hint="train with span: step or quote; or export --to hf, trl, tinker or axolotl, which take the recipe's own weights",
         )
 
@@ -55,24 +56,27 @@ def open_rows(run: Path, k: int | None = None, tail: Tail = "keep", *, trust: bo
     """Read a run's targets.
 
     Args:
-        run: a run folder; of a loop, the folder of one of its rounds.
-        k: ids per token, the sampled one among them; None for all that are stored.
-        tail: what becomes of the rest.
-        trust: whether a run folder from elsewhere may run the code that it names and download; reading its targets needs neither.
+        run: a run folder; for a loop, the folder of one of its rounds.
+        k: number of ids per token, including the sampled one; None for all stored ids.
+        tail: treatment of the rest.
+        trust: whether a run folder that this user did not write may run its code and download; reading its targets
+            needs neither.
 
     Raises:
-        InputError: there is no run, or no target that it would train on.
+        InputError: there is no run, or it has no targets to train on.
     """
     rundir = RunDir.open(run)
     config, _ = rundir.config()
     if rundir.index("rescore") is None:
         raise InputError(
             f"{run} has no targets: its rescore stage has not finished",
-            hint="hintdistill run … --until rescore; of a loop, name the folder of one of its rounds",
+            hint="hintdistill run … --until rescore; for a loop, name the folder of one of its rounds",
         )
     with in_use(config, trust):
         ctx = RunContext(config, rundir, Console(quiet=True))
         targets = train.selected(ctx)
         if not any(t.kind == "hint" for t in targets.heads):
-            raise InputError(f"{run} has no accepted hint to train on", hint=f"hintdistill show {run} says why")
+            raise InputError(
+                f"{run} has no accepted hint to train on", hint=f"hintdistill show {run} gives the reasons"
+            )
         return RunRows(ctx, targets, build_rows(Narrowed(targets, k, tail), config.train), trust)

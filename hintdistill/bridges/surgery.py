@@ -1,7 +1,8 @@
-"""Token surgery for trainers that ask a teacher themselves: splice a hint at any turn, score, slice its step back.
+"""Splice hints for trainers that ask a teacher themselves: insert a hint at any turn, score, and slice the step's rows
+out.
 
-Teacher outputs are in the alignment of verl and of most servers that pad: of a sequence of S tokens there are S rows, row t says
-what the teacher makes of token t + 1, and the last row says nothing.
+Teacher outputs are aligned as in verl and most padding servers: a sequence of S tokens has S rows, row t holds the
+teacher's prediction of token t + 1, and the last row is empty.
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ from hintdistill.bridges.runs import open_rows, require_no_action_span
 from hintdistill.core.errors import InputError
 
 NOTHING = -1e4
-"""Log-probability of an id that fills up a row: its probability is 0, and 0 times it is 0."""
+"""Log-probability of an id that pads a row; its probability is 0, and 0 times it is 0."""
 
 
 @dataclass(frozen=True)
 class Splice:
-    """A hint at its place, and the step that is read under it."""
+    """Describe a hint at its place, and the step that is read under it."""
 
     at: int
-    """Position in the sequence before which the hint goes."""
+    """Position in the sequence before which the hint is inserted."""
     block: tuple[int, ...]
     """The hint's tokens."""
     start: int
@@ -40,7 +41,7 @@ class Splice:
 
 @dataclass(frozen=True)
 class Scored:
-    """What a teacher says of a step: K ids per token with log-probabilities, [T, K] each."""
+    """Hold a teacher's scores of a step: K ids per token with log-probabilities, [T, K] each."""
 
     start: int
     end: int
@@ -51,26 +52,29 @@ class Scored:
 
 
 def hinted_ids(ids: Sequence[int], splice: Splice) -> list[int]:
-    """Return what the teacher reads: the sequence up to the step's end with the hint in it. Raises InputError beyond its end."""
+    """Return the teacher's input: the sequence up to the step's end, with the hint. Raises InputError if the step ends
+    beyond the sequence."""
     if splice.end > len(ids):
         raise InputError(f"a step ends at token {splice.end} of a sequence of {len(ids)}")
     return [*ids[: splice.at], *splice.block, *ids[splice.at : splice.end]]
 
 
 def slice_back(ids: np.ndarray, logprobs: np.ndarray, splice: Splice) -> Scored:
-    """Return what a teacher said of the step, from what it said of the hinted sequence; both [S, K], see the module."""
+    """Return a teacher's scores of the step from those of the hinted sequence; both [S, K], see the module's
+    docstring."""
     whole = splice.end + len(splice.block)
     if len(ids) != whole or len(logprobs) != whole:
-        raise InputError(f"the teacher answered {len(ids)} rows for a hinted sequence of {whole} tokens")
+        raise InputError(f"the teacher returned {len(ids)} rows for a hinted sequence of {whole} tokens")
     rows = slice(splice.start - 1 + len(splice.block), whole - 1)
     return Scored(splice.start, splice.end, ids[rows], logprobs[rows], np.ones(splice.end - splice.start))
 
 
 def laid_out(scored: Sequence[Scored], length: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return ids int32 [S, K] and log-probabilities float32 [S, K] of a whole sequence; rows of no step hold nothing.
+    """Return ids int32 [S, K] and log-probabilities float32 [S, K] of a whole sequence; rows outside all steps are
+    empty.
 
     Raises:
-        InputError: two steps overlap: a token has one teacher.
+        InputError: two steps overlap, but a token can have only one teacher.
     """
     ids, logprobs = np.zeros((length, width), np.int32), np.full((length, width), NOTHING, np.float32)
     taken = np.zeros(length, bool)
@@ -78,7 +82,8 @@ def laid_out(scored: Sequence[Scored], length: int, width: int) -> tuple[np.ndar
         rows = slice(one.start - 1, one.end - 1)
         if taken[rows].any():
             raise InputError(
-                f"two hints read the step at token {one.start}: a token has one teacher", hint="choose one of them"
+                f"two hints apply to the step at token {one.start}, but a token can have only one teacher",
+                hint="choose one of them",
             )
         taken[rows] = True
         kept = min(width, one.ids.shape[1])
@@ -98,10 +103,10 @@ def loss_mask(scored: Sequence[Scored], prompt: int, response: int) -> list[int]
 
 
 class StoredScores:
-    """The teacher's word on a run's steps, by the tokens before and of them."""
+    """Hold the stored teacher scores of a run's steps, and find them by the tokens of the step and of its context."""
 
     def __init__(self, run: Path | str, k: int) -> None:
-        """Read a run's accepted hints, `k` ids per token, the sampled one always among them.
+        """Read a run's accepted hints, with `k` ids per token, always including the sampled one.
 
         Raises InputError if there are none, ConfigError for a recipe with the loss span `action`.
         """
@@ -121,7 +126,7 @@ class StoredScores:
         return len(self._held)
 
     def find(self, ids: Sequence[int]) -> list[Scored]:
-        """Return the steps of this sequence that the run has scored, in order."""
+        """Return the steps of this sequence for which the run has scores, in order."""
         array = np.asarray(ids)
         found = [self._held.get((end, _digest(array[:end]))) for end in self._ends if end <= len(array)]
         return [one for one in found if one is not None]

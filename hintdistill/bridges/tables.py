@@ -1,4 +1,4 @@
-"""Exported rows on disk: parquet written row group by row group, and read one row at a time."""
+"""Store exported rows on disk: parquet written row group by row group, and read one row at a time."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from hintdistill.bridges.formats import DATA
 from hintdistill.core.errors import InputError
 
 META = b"hintdistill.export"
-"""Entry of the file's metadata that holds the format's name and the number of its schema."""
+"""Entry of the file's metadata with the format's name and schema number."""
 GROUP_ROWS = 16
 
 
 def write_rows(folder: Path, name: str, schema: pa.Schema, rows: Iterable[dict[str, Any]]) -> int:
-    """Write rows as they come; returns how many."""
+    """Write rows as they come, and return their number."""
     marked, count, batch = schema.with_metadata({META: f"{name} 1".encode()}), 0, list[dict[str, Any]]()
     with pq.ParquetWriter(folder / DATA, marked, compression="zstd") as file:
         for row in rows:
@@ -33,10 +33,10 @@ def write_rows(folder: Path, name: str, schema: pa.Schema, rows: Iterable[dict[s
 
 
 def open_export(folder: Path, name: str) -> pq.ParquetFile:
-    """Return an export's file. Raises InputError if it is not there, or of another format."""
+    """Return an export's file. Raises InputError if it does not exist, or has another format."""
     path = folder / DATA
     if not path.is_file():
-        raise InputError(f"no export in {folder}", hint=f"hintdistill export RUN --to {name} --out {folder}")
+        raise InputError(f"there is no export in {folder}", hint=f"hintdistill export RUN --to {name} --out {folder}")
     file = pq.ParquetFile(path)
     found = (file.schema_arrow.metadata or {}).get(META, b"").decode()
     if found != f"{name} 1":
@@ -52,7 +52,7 @@ def read_rows(folder: Path, name: str) -> Iterator[dict[str, Any]]:
 
 
 def row_at(folder: Path, name: str, number: int) -> dict[str, Any]:
-    """Return one row by its number. Raises InputError if it is not there."""
+    """Return one row by its number. Raises InputError if it does not exist."""
     with open_export(folder, name) as file:
         before = number
         for group in range(file.num_row_groups):
@@ -60,4 +60,4 @@ def row_at(folder: Path, name: str, number: int) -> dict[str, Any]:
             if before < held:
                 return dict(file.read_row_group(group).slice(before, 1).to_pylist()[0])
             before -= held
-    raise InputError(f"{folder / DATA} has no row {number}", hint="export it again")
+    raise InputError(f"{folder / DATA} has no row {number}", hint="export the run again")

@@ -1,7 +1,7 @@
-"""Tinker: training data for `forward_backward(…, "cross_entropy")` with weights per token and id.
+"""Make training data for Tinker's `forward_backward(…, "cross_entropy")`, with weights per token and id.
 
-The service sums Σ weights·(-log S) over tokens and ids. With weight·T as weights that is the forward KL plus the teacher's
-entropy, which has no gradient. Tried with tinker 0.38.
+The service sums Σ weights·(-log S) over tokens and ids. With weights of weight·T, this is the forward KL plus the
+teacher's entropy, which has no gradient. Tested with tinker 0.38.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ SCHEMA = pa.schema(
         ("weights", pa.list_(_FLOATS)),
     ]
 )
-"""`input_ids` is the whole sequence, `start` the position of its first step token, the lists one entry per step token."""
+"""Columns: `input_ids` is the whole sequence, `start` the position of its first step token; the lists have one entry
+per step token."""
 
 
 def columns(row: FlatRow) -> dict[str, Any]:
@@ -63,7 +64,7 @@ def write(job: ExportJob) -> dict[str, Any]:
 
 
 def loss_in_file(folder: Path, number: int, row: FlatRow, student: np.ndarray) -> float:
-    """Return the cross-entropy, less the teacher's entropy."""
+    """Return the cross-entropy minus the teacher's entropy."""
     read = row_at(folder, NAME, number)
     weights = np.array(read["weights"], np.float64)
     ours = at(student, np.array(read["target_tokens"], np.int64))
@@ -71,7 +72,7 @@ def loss_in_file(folder: Path, number: int, row: FlatRow, student: np.ndarray) -
 
 
 def entropy(row: FlatRow) -> float:
-    """Return -Σ_t weight·Σ T·log T over the kept ids: the constant in the service's loss."""
+    """Return -Σ_t weight·Σ T·log T over the kept ids, the constant in the service's loss."""
     there = np.isfinite(row.teacher)
     logs = np.where(there, row.teacher, 0.0)
     return float(-(np.where(there, np.exp(logs) * logs, 0.0).sum(1) * row.weights).sum())
@@ -80,12 +81,13 @@ def entropy(row: FlatRow) -> float:
 def to_datums(source: Path | str, k: int | None = 20) -> list[Any]:
     """Return a run's or an export's training data as `tinker.Datum`, one per step.
 
-    `loss_fn_inputs` are `target_tokens` int64 [N, K] and `weights` float32 [N, K], N the tokens of the sequence less one.
+    `loss_fn_inputs` are `target_tokens` int64 [N, K] and `weights` float32 [N, K], with N the number of tokens of the
+    sequence minus one.
 
     Args:
-        source: a run folder, or a folder that `hintdistill export --to tinker` wrote; then `k` must be what it was written with
-            or None.
-        k: ids per token of a run's targets, the sampled one among them; renormalised.
+        source: a run folder, or a folder that `hintdistill export --to tinker` wrote; in the latter case `k` must be
+            the export's value or None.
+        k: number of ids per token of a run's targets, including the sampled one; the probabilities are renormalised.
 
     Raises:
         ConfigError: tinker is not installed.

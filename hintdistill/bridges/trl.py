@@ -1,4 +1,4 @@
-"""TRL's AsyncDistillationTrainer: a rollout worker that hands it stored targets in place of fresh rollouts.
+"""Serve stored targets to TRL's AsyncDistillationTrainer, through a rollout worker in place of fresh rollouts.
 
     with offline():
         trainer = AsyncDistillationTrainer(
@@ -7,8 +7,8 @@
         )
     trainer.train()
 
-Its loss is the forward KL over the kept ids and the rest, mean over the tokens of a batch, so a row's weight is how often it is
-served. Tried with trl 1.16.
+Its loss is the forward KL over the kept ids and the rest, averaged over the tokens of a batch, so a row's weight is the
+number of times that it is served. Tested with trl 1.16.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from hintdistill.recipes import Recipe
 
 NAME = "trl"
 MOST_COPIES = 20
-"""Largest number of copies of the row that is served most often, for one of the row that is served least."""
+"""Largest number of copies of the most frequently served row, for one copy of the least frequently served."""
 NO_TAIL = -1e-7
-"""The trainer's largest log-probability of all kept ids together, so that its rest is never nothing."""
+"""The trainer's largest log-probability of all kept ids together, so that its rest is never zero."""
 _IDS, _FLOATS = pa.list_(pa.int32()), pa.list_(pa.float32())
 SCHEMA = pa.schema(
     [
@@ -55,24 +55,26 @@ SCHEMA = pa.schema(
         ("topk_logprobs", pa.list_(_FLOATS)),
     ]
 )
-"""`start` is the position of the first step token; `mask` and the lists have one entry per step token."""
+"""Columns: `start` is the position of the first step token; `mask` and the lists have one entry per step token."""
 
 
 def require_whole_weights(row: FlatRow) -> None:
-    """Raise ConfigError for a row whose tokens weigh differently, naming it: the trainer knows a mask of 0 and 1."""
+    """Raise ConfigError, naming the row, if its tokens have different weights, because the trainer's mask allows only 0
+    and 1."""
     weights = row.weights[row.carried]
     if not np.allclose(weights, weights[0], rtol=1e-4, atol=0.0):
         raise ConfigError(
-            f"row {row.key}: its tokens weigh {weights.min() / weights.max():.3g} to 1, and TRL's completion_mask is 0 or 1",
+            f"row {row.key}: its tokens have weights in the ratio {weights.min() / weights.max():.3g} to 1, but TRL's "
+            "completion_mask is 0 or 1",
             hint="train.recipe.terms.NAME.span=step or quote; or --to hf, tinker or axolotl, which take fractional weights",
         )
 
 
 def copies_of(recipe: Recipe, kinds: Sequence[str]) -> dict[str, int]:
-    """Return how often a row of each kind is served, in the ratio of the kinds' coefficients before the first step.
+    """Return the number of copies of a row of each kind, in the ratio of the kinds' coefficients before the first step.
 
     Raises:
-        ConfigError: coefficients that are no ratio of small whole numbers; names the kind.
+        ConfigError: the coefficients are not in a ratio of small whole numbers; the message names the kind.
     """
     coefs = {
         kind: sum(scheduled(t.coef, 0) for t in recipe.terms.values() if t.rows == kind)
@@ -81,7 +83,7 @@ def copies_of(recipe: Recipe, kinds: Sequence[str]) -> dict[str, int]:
     least = min(coefs.values(), default=1.0)
     if least <= 0:
         raise ConfigError(
-            f"rows of {min(coefs, key=lambda k: coefs[k])} have a coefficient of {least:g}, and cannot be served"
+            f"rows of {min(coefs, key=lambda k: coefs[k])} have a coefficient of {least:g} and cannot be served"
         )
     shares = {kind: Fraction(c / least).limit_denominator(MOST_COPIES) for kind, c in coefs.items()}
     whole = lcm(*(s.denominator for s in shares.values()))
@@ -90,8 +92,9 @@ def copies_of(recipe: Recipe, kinds: Sequence[str]) -> dict[str, int]:
     for kind, share in shares.items():
         if abs(float(share) * least - coefs[kind]) > 1e-6 * coefs[kind] or copies[kind] // divisor > MOST_COPIES:
             raise ConfigError(
-                f"rows of {kind} weigh {coefs[kind] / least:.6g} times as much as others, which no few copies of a row give",
-                hint=f"a ratio of whole numbers up to {MOST_COPIES}, e.g. train.{kind}.weight=2",
+                f"rows of {kind} have {coefs[kind] / least:.6g} times the weight of others, which a small number of "
+                "copies cannot express",
+                hint=f"use a ratio of whole numbers up to {MOST_COPIES}, e.g. train.{kind}.weight=2",
             )
     return {kind: n // divisor for kind, n in copies.items()}
 
@@ -118,7 +121,7 @@ def columns(row: FlatRow, copies: int) -> dict[str, Any]:
 
 
 def write(job: ExportJob) -> dict[str, Any]:
-    """Write the rows. Raises ConfigError for weights that a mask and copies cannot give."""
+    """Write the rows. Raises ConfigError for weights that a mask and copies cannot express."""
     recipe, longest, width = job.section.effective_recipe, 0, 0
     copies = copies_of(recipe, [m.kind for p in job.rows.plans for m in p.members])
 
@@ -133,7 +136,7 @@ def write(job: ExportJob) -> dict[str, Any]:
 
 
 def loss_in_file(folder: Path, number: int, row: FlatRow, student: np.ndarray) -> float:
-    """Return weight · mean over the mask of the trainer's divergence, its bound on the rest included."""
+    """Return weight · mean over the mask of the trainer's divergence, including its limit on the rest."""
     read = row_at(folder, NAME, number)
     each = []
     for t in np.flatnonzero(read["mask"]):
@@ -150,7 +153,7 @@ def _rest(kept: np.ndarray) -> np.ndarray:
 
 
 class _Served(Queue):
-    """A queue that is never empty: what is taken is made when it is taken, each row as often as it is to be served."""
+    """Act as a queue that is never empty: samples are made on access, each row as often as it must be served."""
 
     def __init__(self, rows: Sequence[dict[str, Any]], width: int, seed: int) -> None:
         super().__init__()
@@ -158,7 +161,7 @@ class _Served(Queue):
         self._order, self._round, self._taken = list[int](), 0, 0
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
-        """Return the next sample; every row has its turns before any begins again."""
+        """Return the next sample; every row is served its full number of times before any row starts again."""
         if not self._rows:
             raise Empty
         if not self._order:
@@ -169,7 +172,7 @@ class _Served(Queue):
         return sample(self._rows[self._order.pop(0)], self._width, self._taken - 1)
 
     def qsize(self) -> int:
-        """Return 1: there is always a next one."""
+        """Return 1, because there is always a next sample."""
         return 1
 
 
@@ -200,13 +203,13 @@ def sample(row: dict[str, Any], width: int, number: int = 0) -> Any:
 
 
 class StoredRollouts:
-    """What `AsyncDistillationTrainer` takes as its `rollout_worker`."""
+    """Serve stored targets as the `rollout_worker` of `AsyncDistillationTrainer`."""
 
     def __init__(self, source: Path | str, k: int | None = None, seed: int = 0) -> None:
-        """Read a run folder, or a folder that `hintdistill export --to trl` wrote; `k` is for a run, see `narrow`.
+        """Read a run folder, or a folder that `hintdistill export --to trl` wrote; `k` applies to a run, see `narrow`.
 
         Raises:
-            ConfigError: weights that the trainer cannot give a row.
+            ConfigError: the trainer cannot express a row's weights.
             InputError: there is nothing to serve.
         """
         source = Path(source)
@@ -223,24 +226,24 @@ class StoredRollouts:
         self.metrics_queue: Queue[Any] = Queue()
 
     def prompts(self) -> Any:
-        """Return a data set that is in for the trainer's prompts, one per row: it asks for one and samples nothing."""
+        """Return a data set that stands in for the trainer's prompts, one per row; nothing is sampled from them."""
         return need("datasets").Dataset.from_dict({"prompt": [row["key"] for row in self.rows]})
 
     def start(self) -> None:
-        """Do nothing: rows are made when they are taken."""
+        """Do nothing, because rows are made on access."""
 
     def stop(self) -> None:
         """Do nothing."""
 
     def update_model_version(self, model_version: int) -> None:
-        """Do nothing: stored targets do not age."""
+        """Do nothing, because stored targets do not become outdated."""
 
     def check_health(self, stale_after_s: float) -> None:
-        """Do nothing: nothing runs that could fail."""
+        """Do nothing, because no process runs that could fail."""
 
 
 class NoTransfer:
-    """What the trainer takes as its `weight_transfer`: there is no server to send weights to."""
+    """Act as the trainer's `weight_transfer` where there is no server to receive weights."""
 
     def init_weight_transfer(self) -> None:
         """Do nothing."""
@@ -249,7 +252,7 @@ class NoTransfer:
         """Do nothing."""
 
     def send_weights(self, iterator: Iterator[Any]) -> None:
-        """Go through the weights and drop them."""
+        """Iterate over the weights and discard them."""
         for _ in iterator:
             pass
 
@@ -261,7 +264,7 @@ class NoTransfer:
 
 
 def settings(rollouts: StoredRollouts) -> dict[str, Any]:
-    """Return what an `AsyncDistillationConfig` must have for stored targets."""
+    """Return the settings that an `AsyncDistillationConfig` needs for stored targets."""
     return {
         "beta": 0.0,
         "add_tail_bucket": True,
@@ -275,9 +278,10 @@ def settings(rollouts: StoredRollouts) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def offline() -> Iterator[None]:
-    """Make a trainer without a server: two names of TRL's module are others while it is made.
+    """Allow making a trainer without a server, by replacing two names of TRL's module inside the block.
 
-    `VLLMClient` would connect to a server. `get_peak_flops_per_device` knows no CPU; its figure goes into a metric alone.
+    `VLLMClient` would connect to a server. `get_peak_flops_per_device` does not support CPUs; its value is used only
+    for a metric.
     """
     import torch
 

@@ -1,4 +1,5 @@
-"""verl's agent loop: the teacher's word on a step comes from a run, or from a teacher that reads the hint at its own turn.
+"""Add hints to verl's agent loop: a step's teacher scores come from a run, or from a teacher that reads the hint at its
+turn.
 
     # hints that a run has scored: set +data.hintdistill_run=runs/demo
     actor_rollout_ref.rollout.agent.agent_loop_manager_class: hintdistill.bridges.verl.HintedAgentLoopManager
@@ -7,10 +8,10 @@
     from hintdistill.bridges.verl import manager_class
     Manager = manager_class(find)      # find(ids, prompt_length, sample) -> list[Splice]
 
-verl's own teacher reads the sequence as it is, or with something at position 0. Here the hint's block is spliced above the erring
-step, whatever its turn; the teacher reads the sequence up to that step; the step's rows are sliced back, and the response mask
-is the step's span, so that nothing else carries loss. A sequence without a hint carries none. The loss is
-`distillation.distillation_loss.loss_mode=forward_kl_topk`: no rest. Read in and tried with verl 0.9.1.
+verl's own teacher reads the sequence unchanged, or with a prefix at position 0. Here the hint's block is spliced above
+the erring step at any turn, and the teacher reads the sequence up to that step. The step's rows are sliced out, and the
+response mask is the step's span, so that nothing else carries loss. A sequence without a hint carries no loss. The loss
+is `distillation.distillation_loss.loss_mode=forward_kl_topk`, without the rest. Tested with verl 0.9.1.
 """
 
 from __future__ import annotations
@@ -26,13 +27,14 @@ from hintdistill.bridges.surgery import Scored, Splice, StoredScores, hinted_ids
 from hintdistill.core.errors import ConfigError
 
 Find = Callable[[Sequence[int], int, Mapping[str, Any]], Sequence[Splice]]
-"""Prompt and response ids, how many of them are the prompt's, the sample's columns → the hints and their steps."""
+"""Function from prompt and response ids, the length of the prompt, and the sample's columns to the hints and their
+steps."""
 RUN_KEY = "hintdistill_run"
 _MODULE = "verl.experimental.agent_loop.agent_loop"
 
 
 class HintedTeacher:
-    """What verl's agent loop worker does differently: a mixin that comes before its class."""
+    """Modify verl's agent loop worker; a mixin that comes before its class."""
 
     find: Find | None = None
     hint_store: StoredScores | None = None
@@ -43,16 +45,17 @@ class HintedTeacher:
         self.open_store(config.data.get(RUN_KEY))
 
     def open_store(self, run: str | None) -> None:
-        """Read the run that hints come from. Raises ConfigError if there is neither a run nor a function."""
+        """Open the run with the hints. Raises ConfigError if there is neither a run nor a function."""
         if run is not None:
             self.hint_store = StoredScores(run, self.width())
         elif self.find is None:
             raise ConfigError(
-                f"no hints: data.{RUN_KEY} is not set", hint=f"+data.{RUN_KEY}=runs/demo, or manager_class(find)"
+                f"there are no hints: data.{RUN_KEY} is not set",
+                hint=f"+data.{RUN_KEY}=runs/demo, or manager_class(find)",
             )
 
     def width(self) -> int:
-        """Ids per token that the loss takes: `distillation.distillation_loss.topk`."""
+        """Number of ids per token in the loss: `distillation.distillation_loss.topk`."""
         return int(self._teacher.distillation_loss_config.topk)
 
     @property
@@ -60,7 +63,7 @@ class HintedTeacher:
         return vars(self)["teacher_server_manager"]
 
     async def hint_scores(self, output: Any, sample: Mapping[str, Any]) -> list[Scored]:
-        """Return what the teacher says of each step that has a hint: what the run knows, and what is asked now."""
+        """Return the teacher's scores of each step with a hint, from the run or from a query."""
         ids = [*output.prompt_ids, *output.response_ids]
         scored = [] if self.hint_store is None else self.hint_store.find(ids)
         for splice in () if self.find is None else self.find(ids, len(output.prompt_ids), sample):
@@ -104,7 +107,8 @@ class HintedTeacher:
 
 @lru_cache(maxsize=8)
 def worker_class(find: Find | None = None) -> Any:
-    """Return verl's agent loop worker with hints: those that `find` gives, and those of the run in `data.hintdistill_run`.
+    """Return verl's agent loop worker class with hints: those that `find` returns, and those of the run in
+    `data.hintdistill_run`.
 
     Raises:
         ConfigError: verl is not installed.
@@ -116,12 +120,12 @@ def worker_class(find: Find | None = None) -> Any:
 
 @lru_cache(maxsize=8)
 def manager_class(find: Find | None = None) -> Any:
-    """Return what verl takes as its `agent_loop_manager_class`; see `worker_class`."""
+    """Return the class for verl's `agent_loop_manager_class`; see `worker_class`."""
     base: Any = need(_MODULE, "verl").AgentLoopManager
     ray = need("ray")
 
     class HintedAgentLoopManager(base):
-        """An agent loop manager whose workers' teacher reads hints."""
+        """Manage agent loop workers whose teacher reads hints."""
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             self.agent_loop_workers_class = ray.remote(worker_class(find))
@@ -131,7 +135,7 @@ def manager_class(find: Find | None = None) -> Any:
 
 
 def __getattr__(name: str) -> Any:
-    """`HintedAgentLoopManager`, which verl names in its configuration; verl is imported when it is asked for."""
+    """Return `HintedAgentLoopManager`, which verl's configuration names; verl is imported on access."""
     if name == "HintedAgentLoopManager":
         return manager_class()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,1 +1,1 @@
-"""Types, scores, errors, storage: what every other package builds on. Torch-free."""
+"""Provide the types, scores, errors and storage that every other package builds on. Torch-free."""

@@ -1,7 +1,7 @@
-"""Reading from and writing to a socket within bounds: until when, how many bytes, and only as long as somebody wants it.
+"""Read from and write to a socket within bounds: a deadline, a number of bytes, and cancellation.
 
-A time-out per read bounds nothing: a server that sends a byte a second never reaches it. Here one bound holds for a whole
-exchange, from the look-up of the host's name to the last byte of the answer.
+A time-out per read does not bound an exchange, because a server that sends one byte a second never reaches it. Here one
+deadline covers the whole exchange, from the look-up of the host's name to the last byte of the answer.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 POLL_S = 0.1
-"""Seconds after which a waiting thread looks whether it is still wanted."""
+"""Interval in seconds at which a waiting thread checks whether it has been cancelled."""
 T = TypeVar("T")
 
 
 class TimeIsUpError(Exception):
-    """The exchange took longer than it may; `connecting`: the server had not taken the connection."""
+    """The exchange exceeded its time limit. `connecting`: the server had not yet accepted the connection."""
 
     def __init__(self, connecting: bool) -> None:
         super().__init__("time is up")
@@ -31,28 +31,28 @@ class TimeIsUpError(Exception):
 
 
 class TooManyBytesError(Exception):
-    """The answer is longer than it may be."""
+    """The answer is longer than its limit."""
 
 
 class NotWantedError(Exception):
-    """Whoever asked has stopped."""
+    """The caller has cancelled the exchange."""
 
 
 class Bound:
-    """The bounds of one exchange."""
+    """Hold the limits of one exchange."""
 
     def __init__(self, seconds: float, connect_s: float, most_bytes: int, stop: threading.Event | None = None) -> None:
-        """`connect_s` holds until `connected`, `seconds` for the whole."""
+        """Set the limits: `connect_s` until `connected` is called, `seconds` for the whole exchange."""
         now = time.monotonic()
         self.whole, self.ends, self.room, self.stop = now + seconds, now + min(seconds, connect_s), most_bytes, stop
         self.connecting = True
 
     def connected(self) -> None:
-        """The server took the connection: from here on the bound of the whole exchange holds."""
+        """Note that the server accepted the connection; from now on only the limit of the whole exchange applies."""
         self.ends, self.connecting = self.whole, False
 
     def check(self) -> float:
-        """Seconds to wait at most before the next check. Raises NotWantedError or TimeIsUpError."""
+        """Return the longest time in seconds to wait before the next check. Raises NotWantedError or TimeIsUpError."""
         if self.stop is not None and self.stop.is_set():
             raise NotWantedError
         left = self.ends - time.monotonic()
@@ -61,7 +61,7 @@ class Bound:
         return min(left, POLL_S)
 
     def took(self, n: int) -> None:
-        """Count bytes that were read. Raises TooManyBytesError."""
+        """Count bytes as read. Raises TooManyBytesError."""
         self.room -= n
         if self.room < 0:
             raise TooManyBytesError
@@ -74,7 +74,8 @@ class Bound:
                 pass
 
     def attempt(self, sock: socket.socket, operation: Callable[[], T], *, write: bool = False) -> T:
-        """Do an operation on a non-blocking socket as soon as it can be done. Raises what it or `check` raises."""
+        """Do an operation on a non-blocking socket as soon as it is ready. Raises the operation's errors and those of
+        `check`."""
         while True:
             self.check()
             try:
@@ -88,17 +89,17 @@ class Bound:
 
 
 class BoundedReader(io.RawIOBase):
-    """What `http.client` reads an answer from."""
+    """Give `http.client` a raw stream that reads an answer within its limits."""
 
     def __init__(self, sock: socket.socket, bound: Bound) -> None:
         self._sock, self._bound = sock, bound
 
     def readable(self) -> bool:
-        """It is."""
+        """Return True."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Read what there is; 0 at the end. Raises what `Bound` raises."""
+        """Read the bytes that have arrived; return 0 at the end. Raises the errors of `Bound`."""
         n = self._bound.attempt(self._sock, lambda: self._sock.recv_into(buffer))
         self._bound.took(n)
         return n
@@ -109,7 +110,7 @@ class BoundedReader(io.RawIOBase):
 
 
 def send_all(sock: socket.socket, data: bytes, bound: Bound) -> None:
-    """Send all of `data`. Raises what `Bound` raises, and OSError."""
+    """Send all of `data`. Raises OSError and the errors of `Bound`."""
     view = memoryview(data)
     while view:
         sent = bound.attempt(sock, lambda view=view: sock.send(view[: 1 << 16]), write=True)  # type: ignore[misc]
@@ -117,7 +118,7 @@ def send_all(sock: socket.socket, data: bytes, bound: Bound) -> None:
 
 
 def connect(host: str, port: int, bound: Bound) -> socket.socket:
-    """Return a connected, non-blocking socket. Raises OSError, and what `Bound` raises."""
+    """Return a connected, non-blocking socket. Raises OSError and the errors of `Bound`."""
     refused: OSError | None = None
     for family, kind, protocol, address in _addresses(host, port, bound):
         sock = socket.socket(family, kind, protocol)
@@ -141,7 +142,7 @@ def connect(host: str, port: int, bound: Bound) -> socket.socket:
 
 
 def _addresses(host: str, port: int, bound: Bound) -> list[Any]:
-    """Return the addresses of a host; the look-up blocks, so it is done on a thread that can be left behind."""
+    """Return the addresses of a host. The look-up blocks, so it runs on a thread that can be abandoned."""
     if host == "localhost":
         # it is this machine by promise, whatever a hosts file says
         return [
@@ -169,8 +170,8 @@ def _addresses(host: str, port: int, bound: Bound) -> list[Any]:
 
 
 def start_tls(sock: socket.socket, host: str, bound: Bound) -> ssl.SSLSocket:
-    """Return the socket under TLS, the host's certificate checked. Raises ssl.SSLError, OSError, and what `Bound`
-    raises."""
+    """Return the socket wrapped in TLS, with the host's certificate checked. Raises ssl.SSLError, OSError and the
+    errors of `Bound`."""
     context = ssl.create_default_context()
     try:
         import certifi

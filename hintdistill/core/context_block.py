@@ -1,4 +1,4 @@
-"""A further context of a step, as tokens: what another view of a recipe reads beside the student and the hinted teacher."""
+"""Represent a further context of a step as tokens: the text that an extra view of a recipe reads."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from hintdistill.core.frozen import FrozenModel
 
 
 class ContextBlock(FrozenModel):
-    """The tokens of a further context, for the same place as the hint."""
+    """Hold the tokens of a further context, inserted at the same place as the hint."""
 
     text: str
     insert_at: int
     block_ids: tuple[int, ...] = ()
-    """None at all: the view reads what the student read."""
+    """Tokens of the context. If empty, the view reads the same text as the student."""

@@ -1,9 +1,10 @@
-"""Whether a tool only reads, or changes something outside the conversation.
+"""Decide whether a tool only reads or changes something outside the conversation.
 
-The environment or the file of `traces.tools` may say it by name. A schema may say it: `effect` (`reads`, `read`, `none`, or
-anything else for a change) or MCP's `annotations.readOnlyHint`, in the schema or in its `function`. Where nothing declares it
-the words of the name can decide (`effect_of`), on the safe side: a word of a change makes it one, a word of reading makes it a
-reader, and any other name is `unknown`, which counts as a change wherever a promise depends on it.
+The environment or the file of `traces.tools` may declare the effect by the tool's name. A schema may declare it, either
+as `effect` (`reads`, `read`, `none`, or anything else for a change) or as MCP's `annotations.readOnlyHint`, in the
+schema or in its `function`. Without a declaration, the words of the name can decide (`effect_of`), on the safe side: a
+verb of change makes the tool a changing one, a verb of reading makes it a reading one, and any other name is `unknown`.
+An unknown effect counts as a change wherever a guarantee depends on it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any, Literal
 from hintdistill.core.types import ToolEffect, Trace
 
 Effect = Literal["reads", "changes", "unknown"]
-"""What a call of a tool does to the world outside the conversation."""
+"""The effect of a tool call on the world outside the conversation."""
 
 _READS = """analyse analyze browse calculate check compare compute convert count describe detect estimate explain fetch find
 forecast get head inspect list look lookup measure peek preview query read retrieve search show summarise summarize track
@@ -27,11 +28,12 @@ order overwrite patch pay place post provision publish purchase push put refund 
 replace reply reserve reset restart return revoke rollback run save schedule sell send set share sign start stop submit
 subscribe suspend transfer trigger uninstall unlock unsubscribe update upgrade upload withdraw write"""
 READS, CHANGES = frozenset(_READS.split()), frozenset(_CHANGES.split())
-"""Words of tool names that say what a tool does, where its schema does not."""
+"""Verbs in tool names that indicate the effect, used if the tool's schema does not declare it."""
 
 
 def declared_effect(schema: Mapping[str, Any]) -> ToolEffect | None:
-    """Return what a tool's schema says of itself, in the schema or in its `function`; None if it says nothing."""
+    """Return the effect that a tool's schema declares, in the schema or in its `function`; None without a
+    declaration."""
     for part in (schema, schema.get("function") or {}):
         said = part.get("effect") if isinstance(part, Mapping) else None
         if isinstance(said, str):
@@ -43,9 +45,10 @@ def declared_effect(schema: Mapping[str, Any]) -> ToolEffect | None:
 
 
 def tool_effect(trace: Trace, name: str) -> ToolEffect | None:
-    """Return whether a tool reads or changes state, or None if nothing says it; names that no schema has are unknown too.
+    """Return whether a tool reads or changes state; None if nothing declares it, or if no schema has this name.
 
-    What the environment or the file of `traces.tools` said comes first, then the trace's own schema; names are not read.
+    A declaration by the environment or the file of `traces.tools` comes first, then the trace's own schema. The words
+    of the name are not used.
     """
     if name in trace.tool_effects:
         return trace.tool_effects[name]
@@ -54,8 +57,8 @@ def tool_effect(trace: Trace, name: str) -> ToolEffect | None:
 
 
 def named_effect(name: str) -> Effect:
-    """Return what the words of a tool's name say: the first one decides where it is a verb, else any word of a
-    change."""
+    """Return the effect that the words of a tool's name suggest: that of the first word if it is a known verb, else a
+    change if any word is a verb of change."""
     words = [w.casefold() for w in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)]
     if words and words[0] in READS:
         # find_order, track_order: the noun may be spelled like a verb of change
@@ -66,8 +69,7 @@ def named_effect(name: str) -> Effect:
 
 
 def _both(words: Sequence[str]) -> bool:
-    """Return whether a name joins a second verb of change to a first verb of reading: `get_and_delete`,
-    `find_or_create`."""
+    """Return whether a name joins a verb of reading and then a verb of change: `get_and_delete`, `find_or_create`."""
     return any(w in ("and", "or", "then") and words[i + 1 : i + 2] for i, w in enumerate(words)) and any(
         w in CHANGES for w in words[1:]
     )
@@ -76,15 +78,16 @@ def _both(words: Sequence[str]) -> bool:
 def effect_of(
     name: str, schemas: Sequence[Mapping[str, Any]] = (), known: Mapping[str, ToolEffect] | None = None
 ) -> Effect:
-    """Return the effect of a tool by what is declared of it, else by its names.
+    """Return the declared effect of a tool, or else the effect that its names suggest.
 
     Args:
-        name: what it is called by.
-        schemas: its schema, or those of it and of the tool whose name it took.
-        known: effects by name that the environment or `traces.tools` declared; see `Trace.tool_effects`.
+        name: the name under which it is called.
+        schemas: the tool's schema; for a renamed tool, also the schema of the tool whose name it took.
+        known: effects by tool name, declared by the environment or `traces.tools`; see `Trace.tool_effects`.
 
     Returns:
-        `changes` as soon as one declaration says so; `reads` where all that declare it say so; by the names where none declares it.
+        `changes` if any declaration says so; `reads` if every declaration says so; without a declaration, the effect
+        that the names suggest.
     """
     names = {name, *(str((s.get("function") or s).get("name", name)) for s in schemas)}
     declared = {d for s in schemas if (d := declared_effect(s))} | {e for n, e in (known or {}).items() if n in names}

@@ -1,10 +1,10 @@
-"""One small tree of errors.
+"""Define the errors of this package as one small class tree.
 
-Every error says what happened, what to do about it (`hint`), which exit code the command ends with, and whether
-trying again can help. A failure is attributed once, at the boundary where it happened; after that it is data.
+Every error carries a message, advice (`hint`), the exit code of the command, and whether a retry can help. A failure is
+classified once, at the boundary where it happened; after that it is data.
 
-Exit codes: 0 done, 1 a bug, 2 config or usage, 3 input, 4 empty funnel, 5 an outside service, 6 a tripwire,
-130 interrupted.
+Exit codes: 0 success, 1 a bug, 2 configuration or usage, 3 input, 4 an empty funnel, 5 an outside service, 6 a
+tripwire, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from hintdistill.core.masking import mask
 
 
 class HintdistillError(Exception):
-    """Base of every error this package raises on purpose. No key that was sent to a server is in its words."""
+    """Base class of every error that this package raises on purpose. Its text never contains a key that was sent to a
+    server."""
 
     exit_code = 1
     retryable = False
@@ -35,7 +36,7 @@ class HintdistillError(Exception):
 
 
 class ReasonedError(HintdistillError):
-    """An error of several kinds, each counted by a word of its own: `reason`."""
+    """An error of several kinds, each counted under its own word, `reason`."""
 
     def __init__(self, why: str, message: str) -> None:
         super().__init__(message)
@@ -43,7 +44,7 @@ class ReasonedError(HintdistillError):
 
     @property
     def reason(self) -> str:
-        """Why, in one word."""
+        """The kind of the error, in one word."""
         return self.why
 
 
@@ -54,7 +55,7 @@ class ConfigError(HintdistillError):
 
 
 class ArgumentError(ConfigError, TypeError):
-    """An argument of a Python call has a type or a value that the call cannot take."""
+    """An argument of a Python call has a type or a value that the call does not accept."""
 
 
 class PromptError(ConfigError):
@@ -62,7 +63,7 @@ class PromptError(ConfigError):
 
 
 class NoHintError(PromptError):
-    """A finding has no hint, and its error class no template."""
+    """A finding has no hint, and its error class has no template."""
 
 
 CONTEXT_REASONS = frozenset(
@@ -82,11 +83,11 @@ CONTEXT_REASONS = frozenset(
         "no_tools",
     ]
 )
-"""Why a step has no such context; a plugin's maker may have reasons of its own."""
+"""Reasons why a step lacks such a context. A plugin's maker may add its own."""
 
 
 class NoContextError(ReasonedError, PromptError):
-    """A step lacks what its context is made of; `reason` is one of `CONTEXT_REASONS`, for counts."""
+    """A step lacks the material for its context. `reason` is one of `CONTEXT_REASONS` and is counted."""
 
 
 class InputError(HintdistillError):
@@ -96,7 +97,7 @@ class InputError(HintdistillError):
 
 
 class DiskError(InputError):
-    """A file cannot be written: the disk is full, the folder read-only, a quota or a limit reached."""
+    """A file cannot be written: the disk is full, the folder is read-only, or a quota or limit was reached."""
 
 
 class TraceError(InputError):
@@ -104,13 +105,13 @@ class TraceError(InputError):
 
 
 class UnreadBranchesError(TraceError):
-    """A search holds branches that are not read; its answered branch is."""
+    """The branches of a search are not read; only its answered branch is."""
 
     code = "unread_branches"
 
 
 class LostStepError(TraceError):
-    """A record names a step that its messages lack; what they hold is read."""
+    """A record names a step that its messages lack; the other messages are read."""
 
     code = "lost_step"
 
@@ -120,20 +121,20 @@ class ModelError(InputError):
 
 
 class SharingError(ModelError):
-    """This model's prefixes cannot be shared this way. The self-check turns it into the next slower way."""
+    """This model's prefixes cannot be shared in this way. The self-check then falls back to the next slower way."""
 
     def __init__(self, message: str) -> None:
         super().__init__(
-            message, hint="sharing='separate' reads every sequence by itself, which is exact for any model"
+            message, hint="sharing='separate' reads every sequence on its own, which is exact for any model"
         )
 
 
 class TemplateError(ModelError):
-    """The chat template refuses these messages or cannot be rendered token-faithfully."""
+    """The chat template refuses these messages, or cannot be rendered with the exact tokens."""
 
 
 class SpliceError(InputError):
-    """The hint cannot be inserted, or the step's tokens cannot be told apart from their context."""
+    """The hint cannot be inserted, or the step's tokens cannot be separated from their context."""
 
 
 class ControlTokensError(SpliceError):
@@ -145,7 +146,7 @@ class HintTooLongError(SpliceError):
 
 
 class QuoteNotFoundError(SpliceError):
-    """The critic's quote is nowhere in the step."""
+    """The critic's quote does not occur in the step."""
 
 
 TWIN_REASONS = frozenset(
@@ -171,11 +172,11 @@ TWIN_REASONS = frozenset(
         "too_many",
     ]
 )
-"""Why an edit makes no twin; docs/twins.md explains each. A plugin's maker may have reasons of its own."""
+"""Reasons why an edit makes no twin; docs/twins.md explains each. A plugin's maker may add its own."""
 
 
 class TwinError(ReasonedError, InputError):
-    """An edit makes no twin of its step; `reason` is one of `TWIN_REASONS`, for counts."""
+    """An edit makes no twin of its step. `reason` is one of `TWIN_REASONS` and is counted."""
 
 
 class ContextLengthError(InputError):
@@ -183,7 +184,7 @@ class ContextLengthError(InputError):
 
 
 class DoesNotFitError(InputError):
-    """A trace is longer than the memory allows."""
+    """A trace is too long for the available memory."""
 
 
 class ScoreError(InputError):
@@ -191,11 +192,11 @@ class ScoreError(InputError):
 
 
 class UncheckedTwinError(InputError):
-    """A twin has nothing to be checked against: its finding's hint has no target."""
+    """A twin cannot be checked, because the hint of its finding has no target."""
 
 
 class EnvironmentFailure(InputError):
-    """An environment raised or returned something malformed; costs one episode."""
+    """An environment raised an error or returned malformed data; this costs one episode."""
 
 
 class EmptyFunnelError(HintdistillError):
@@ -205,7 +206,7 @@ class EmptyFunnelError(HintdistillError):
 
 
 class ServiceError(HintdistillError):
-    """An outside service failed: unreachable, refused, or answered nonsense."""
+    """An outside service failed: it is unreachable, refused the request, or gave an unusable answer."""
 
     exit_code = 5
     retryable = True

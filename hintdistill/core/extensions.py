@@ -1,8 +1,7 @@
-"""The registries of the parts that a config names beside a recipe's: where a hint goes and what it says, how a critic is led,
-which critics and engines there are, which environments. Torch-free entries; each implementation is imported when it is used.
-
-`core.parts` has the registries of divergences, shapes and hint kinds, `recipes.teachers` that of teacher rules,
-`traces.registry` that of trace formats. docs/extending.md shows one addition to each.
+"""Register the parts that a config names, apart from those of a recipe: placements of hints, hint sources, twin makers,
+critic strategies, critics, engines and environments. The entries are torch-free; each implementation is imported when
+it is used. `core.parts` has the registries of divergences, shapes and hint kinds, `recipes.teachers` has that of
+teacher rules, and `traces.registry` has that of trace formats. docs/extending.md shows how to add to each.
 """
 
 from __future__ import annotations
@@ -17,17 +16,18 @@ from hintdistill.core.registry import Registry
 
 @dataclass(frozen=True)
 class PlacementEntry:
-    """A place for a hint, named in `inject.placements`."""
+    """Describe a place for a hint, named in `inject.placements`."""
 
     name: str
     implementation: str | Callable[..., Any]
-    """`(site: StepSite, text, role, offset) -> Splice`; raises TemplateError or SpliceError where there is no exact place."""
+    """`(site: StepSite, text, role, offset) -> Splice`; raises TemplateError or SpliceError if there is no exact
+    place."""
     form: str = "{hint}"
-    """The format around the hint, where `inject.formats` does not say it."""
+    """The format around the hint, used unless `inject.formats` names another."""
     has_role: bool = False
-    """Whether it is tried with each of `inject.roles`; otherwise the role is None."""
+    """Whether the placement is tried with each of `inject.roles`; otherwise the role is None."""
     inside_step: bool = False
-    """Whether the hint stands inside the step, above the quote: the step's tokens above it are then read, not scored."""
+    """Whether the hint goes inside the step, above the quote. The step's tokens above it are then read, not scored."""
 
 
 _SITE = "hintdistill.injection.splice:StepSite"
@@ -48,31 +48,37 @@ PLACEMENTS: Registry[PlacementEntry] = Registry(
 
 @dataclass(frozen=True)
 class HintSource:
-    """A context maker: the words that a teacher view reads and the student does not, named in `inject.hint` and as a view's context."""
+    """Describe a context maker: it writes the words that a teacher view reads and the student does not. `inject.hint`
+    or the context of a view names it."""
 
     name: str
     implementation: str | Callable[..., Any] | None = None
-    """`(trace, finding, library, kinds) -> (hint, [(kind, text), …])`: the hint and a placebo of each kind that is not it; see
-    `injection.hints.placebo_texts`. Of a source without `context`."""
+    """`(trace, finding, library, kinds) -> (hint, [(kind, text), …])`: the hint, and a placebo of each kind that
+    differs from it; see `injection.hints.placebo_texts`. Set it on sources that have no `context`."""
     meets: frozenset[str] = frozenset()
-    """Needs of recipes that such hints meet, names of `recipes.needs.HOW`: `demonstrations` of a source of demonstrations."""
+    """Needs of recipes that such hints meet, as names of `recipes.needs.HOW`, e.g. `demonstrations` for a source of
+    demonstrations."""
     control: str = ""
-    """A description of such hints in the model card, where training on them is a control."""
+    """A description of such hints for the model card, if training on them is a control."""
     context: str | Callable[..., str] | None = None
-    """`(case: injection.contexts.ContextCase) -> text`; raises NoContextError where the case has no such context, which is a counted
-    reason. No text at all is a context too: the teacher reads what the student read."""
+    """`(case: injection.contexts.ContextCase) -> text`; raises NoContextError, with a counted reason, if the case has
+    no such context. An empty text is a context too: the teacher then reads the same text as the student."""
     placements: tuple[str, ...] = ()
-    """Where it stands unless `inject.placements` says so: a document of a whole task is in the system prompt."""
+    """Default placements, used unless `inject.placements` is set. A document about a whole task goes into the system
+    prompt."""
     document: bool = False
-    """Whether it is a document (`inject.contexts.max_tokens` bounds it) and no hint (`inject.max_hint_tokens`, `max_hint_share`)."""
+    """Whether it is a document, limited by `inject.contexts.max_tokens`, rather than a hint, limited by
+    `inject.max_hint_tokens` and `max_hint_share`."""
     rollouts: bool = False
-    """Whether it is made of the task's other rollouts, which are then read."""
+    """Whether it is made from other rollouts of the task, which are then loaded."""
     reads: str = ""
-    """What it is made of, in words: docs/contexts.md."""
+    """The material it is made from, in words, for docs/contexts.md."""
 
     def __post_init__(self) -> None:
         if (self.implementation is None) == (self.context is None):
-            raise ConfigError(f"the hint source {self.name} has an implementation, or a context, and not both")
+            raise ConfigError(
+                f"the hint source {self.name} must have either an implementation or a context, and not both"
+            )
 
 
 def _context(name: str, reads: str, *, document: bool = False, rollouts: bool = False) -> HintSource:
@@ -88,15 +94,16 @@ _CONTEXTS = (
         "placebo", f"{_HINTS}:from_placebo", control="hints that say nothing", reads="prompts/placebo/generic.jinja"
     ),
     _context("wrong", "the hint of another error class; if several, each of a different class"),
-    _context("partial", "the first part of the words that the teacher's own context has"),
+    _context("partial", "the first part of the teacher's own context"),
     _context(
-        "rule", "prompts/candidates/principle.jinja: the rule that the error class breaks, no fact of the instance"
+        "rule",
+        "prompts/candidates/principle.jinja: the rule that the error class breaks, without facts of the instance",
     ),
     _context("rules", "every rule of prompts/candidates/principle.jinja, the same above every step", document=True),
     _context("hints", "the hints of every finding of the trace", document=True),
     _context("reminder", "the tools of the trace, by name and arguments"),
     _context("type_label", "the error class alone"),
-    _context("observation", "what the environment said after the step, and how the trace ended"),
+    _context("observation", "the observation after the step, and the outcome of the trace"),
     _context("hindsight", "the observation after the step, the outcome, and the critic's hint"),
     _context("empty", "nothing: the teacher reads what the student read"),
     _context("solution", "the field `solution` of the trace, or inject.contexts.solutions", document=True),
@@ -106,12 +113,12 @@ _CONTEXTS = (
     _context("file", "inject.contexts.file: any text by task", document=True),
     _context("peer_success", "another rollout of the task that succeeded", rollouts=True),
     _context("peer_failure", "another rollout of the task that failed", rollouts=True),
-    _context("peers", "successful and failed rollouts of the task, its own left out", rollouts=True),
-    _context("attempt_success", "a rollout that succeeded, how it ended unsaid", rollouts=True),
-    _context("attempt_failure", "a rollout that failed, how it ended unsaid", rollouts=True),
+    _context("peers", "successful and failed rollouts of the task, except the trace itself", rollouts=True),
+    _context("attempt_success", "a rollout that succeeded, without its outcome", rollouts=True),
+    _context("attempt_failure", "a rollout that failed, without its outcome", rollouts=True),
     _context("own_success", "the trace itself, if it succeeded", document=True),
     _context("verified", "the trace itself, if it succeeded, else another rollout that did", rollouts=True),
-    _context("bcq", "a successful and a failed rollout of the task, which is which unsaid", rollouts=True),
+    _context("bcq", "a successful and a failed rollout of the task, not labelled as such", rollouts=True),
     _context("ncq", "failed rollouts of the task", rollouts=True),
 )
 HINT_SOURCES: Registry[HintSource] = Registry("hint source", HintSource, {c.name: c for c in _CONTEXTS})
@@ -119,15 +126,16 @@ HINT_SOURCES: Registry[HintSource] = Registry("hint source", HintSource, {c.name
 
 @dataclass(frozen=True)
 class TwinMaker:
-    """A maker of twins: the smallest changes of a step's context under which its error is none; see docs/twins.md."""
+    """Describe a maker of twins, i.e. of the smallest changes of a step's context under which the step is right; see
+    docs/twins.md."""
 
     name: str
     implementation: str | Callable[..., Any]
-    """`(case: injection.twin_makers.TwinCase) -> iterable of TwinEdit`; raises TwinError where the step allows none."""
+    """`(case: injection.twin_makers.TwinCase) -> iterable of TwinEdit`; raises TwinError if the step allows no twin."""
     classes: tuple[str, ...]
-    """Error classes it serves; several makers may serve one."""
+    """Error classes that it serves. Several makers may serve the same class."""
     kinds: tuple[str, ...]
-    """Kinds of edit it knows, at most one of each for a finding."""
+    """Kinds of edits that it makes, at most one of each for a finding."""
 
 
 def _maker(name: str, kinds: str, *others: str, module: str = "twin_makers") -> TwinMaker:
@@ -157,16 +165,16 @@ TWIN_MAKERS: Registry[TwinMaker] = Registry(
 
 @dataclass(frozen=True)
 class Strategy:
-    """A way to lead an LLM critic to a verdict, named in `critic.llm.strategy`."""
+    """Describe how an LLM critic is led to a verdict; `critic.llm.strategy` names it."""
 
     name: str
     implementation: str | Callable[..., Any]
     """`(asker, record, vote)`, a generator that asks questions and returns a `Judgement`; see `critics.strategies`."""
     prompts: Mapping[str, str]
-    """Place (`prompt`, `step_prompt`, `half_prompt`) → the prompt used there unless `critic.llm.prompt` names another, which
-    it does in this order. The last one asks for the step and its hint."""
+    """Place (`prompt`, `step_prompt`, `half_prompt`) → default prompt. `critic.llm.prompt` replaces them in this order.
+    The last one asks for the step and its hint."""
     asked: str | Callable[..., Any]
-    """`(asker, record) -> list of texts`: every question it puts at most about one record, for estimates and budgets."""
+    """`(asker, record) -> list of texts`: all questions that it may ask about one record, for estimates and budgets."""
 
 
 def _strategy(name: str, **prompts: str) -> Strategy:
@@ -190,7 +198,7 @@ STRATEGIES: Registry[Strategy] = Registry(
 
 @dataclass(frozen=True)
 class CriticEntry:
-    """A critic, named in `critic.use`."""
+    """Describe a critic, named in `critic.use`."""
 
     name: str
     implementation: str | Callable[..., Any]
@@ -210,17 +218,18 @@ CRITICS: Registry[CriticEntry] = Registry(
 
 @dataclass(frozen=True)
 class EngineEntry:
-    """An engine, named in `rescore.engine.backend`."""
+    """Describe an engine, named in `rescore.engine.backend`."""
 
     name: str
     capabilities: frozenset[str]
-    """Names of `engines.CAPABILITIES`; they decide what a recipe may ask of stored targets. The loaded engine must say the same."""
+    """Names of `engines.CAPABILITIES`, which decide what a recipe may require of stored targets. The loaded engine must
+    report the same."""
     implementation: str | Callable[..., Any]
-    """`(job: engines.loading.EngineJob) -> Engine`; its `close`, if it has one, is called at the end."""
+    """`(job: engines.loading.EngineJob) -> Engine`; the engine's `close`, if defined, is called at the end."""
     shared: bool = False
-    """Whether it is the engine that training and measuring use: loaded once a run and kept."""
+    """Whether training and measuring use the same engine, which is then loaded once a run and kept."""
     remote: bool = False
-    """Whether it is reached at `base_url` under the name `model`, and goes on serving the weights it serves."""
+    """Whether it is a server at `base_url` that serves fixed weights under the name `model`."""
 
 
 ENGINES: Registry[EngineEntry] = Registry(
@@ -242,11 +251,11 @@ ENGINES: Registry[EngineEntry] = Registry(
 
 @dataclass(frozen=True)
 class EnvironmentEntry:
-    """A set of tasks and the environments to run them in, named in `rollout.environment` in place of a file."""
+    """Describe a set of tasks and their environments. `rollout.environment` takes its name instead of a file."""
 
     name: str
     implementation: str | Callable[..., Any]
-    """A `rollouts.environment.TaskSuite`, or a class of one that is made without arguments."""
+    """A `rollouts.environment.TaskSuite`, or a subclass that takes no arguments."""
 
 
 ENVIRONMENTS: Registry[EnvironmentEntry] = Registry(

@@ -1,4 +1,4 @@
-"""The base of the boundary types: frozen pydantic models that refuse unknown keys."""
+"""Define the base of the boundary types: a frozen pydantic model that refuses unknown keys."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from pydantic import BaseModel, ConfigDict
 
 
 class FrozenModel(BaseModel):
-    """A frozen pydantic model that refuses unknown keys."""
+    """Base class of frozen pydantic models that refuse unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ignored_types=(cached_property,))

@@ -1,4 +1,4 @@
-"""Which servers are this machine, and which may be sent what traces hold."""
+"""Tell which servers run on this machine, and which may receive the contents of traces."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ def is_loopback(host: str) -> bool:
 
 
 def is_outside(base_url: str | None) -> bool:
-    """Return whether a server is not this machine."""
+    """Return whether a server is on another machine."""
     return base_url is not None and not is_loopback(urlsplit(base_url).hostname or "")
 
 
 def without_password(url: str) -> str:
-    """Return the URL as it may be shown: without user, password, query and fragment."""
+    """Return the URL in a form that may be shown: without user, password, query and fragment."""
     parts = urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
 def require_allowed(what: str, base_url: str, allow_hosts: Iterable[str], key: str) -> None:
-    """Refuse a server outside this machine that nobody allowed.
+    """Refuse a server outside this machine unless the settings allow it.
 
     Args:
-        what: what is sent there, e.g. `the critic`.
+        what: the server's name in messages, e.g. `the critic`.
         key: the setting that allows hosts.
 
     Raises:

@@ -1,15 +1,15 @@
-"""The one HTTP client: what critics, engines and rollouts ask servers with.
+"""Provide the only HTTP client, which critics, engines and rollouts share.
 
-What it sends holds trace text, so it goes to the named server and nowhere else:
+Requests contain trace text, so they go to the named server and nowhere else:
 
-- a server outside this machine has to be allowed by name, and so has a proxy on the way to it; servers on this machine are
-  reached past every proxy;
-- a redirect is never followed: it is an error that names the target;
-- one bound of time and one of bytes hold for the whole answer, however it drips;
-- the key that is sent is covered in whatever comes back (`core/masking.py`);
-- a request ends within a fraction of a second after its caller has stopped (`core/threads.py`).
+- a server outside this machine must be allowed by name, and so must a proxy on the way to it; servers on this machine
+  are reached without a proxy;
+- redirects are never followed; the error names the target;
+- a time limit and a size limit apply to the whole answer, however slowly it arrives;
+- the key is masked in everything that comes back (`core/masking.py`);
+- a request ends within a fraction of a second after its caller was stopped (`core/threads.py`).
 
-Rate limits, passing errors and cut connections are retried with growing pauses, a bounded number of times.
+Rate limits, transient errors and cut connections are retried a limited number of times, with growing pauses.
 """
 
 from __future__ import annotations
@@ -45,49 +45,49 @@ from hintdistill.core.masking import hide, mask
 from hintdistill.core.threads import stopping
 
 CONNECT_S = 20.0
-"""Seconds after which a server that does not take the connection counts as unreachable."""
+"""Seconds after which a server that does not accept the connection counts as unreachable."""
 MOST_BYTES = 16 * 2**20
-"""Bytes of an answer, where the caller names no other bound."""
+"""Largest answer in bytes, unless the caller sets another limit."""
 FIRST_PAUSE_S = 0.5
-"""Before the second try; each later pause is twice the one before, up to 8 seconds."""
+"""Pause in seconds before the second attempt; each later pause is twice as long, up to 8 seconds."""
 LONGEST_PAUSE_S = 60.0
-"""A server's `retry-after` is followed up to here; past it the client's own pauses hold."""
+"""Longest `retry-after` in seconds that is obeyed; for a longer one, the client uses its own pauses."""
 PASSING = frozenset({408, 409, 425, 429})
-"""Statuses besides 5xx that another try may cure."""
+"""Statuses besides 5xx for which another attempt may succeed."""
 SHOWN = 500
-"""Characters of what a server said that an error repeats."""
+"""Number of characters of a server's answer that an error message repeats."""
 
 
 class UnreachableError(ServiceError):
-    """The server, or the proxy before it, does not take the connection; the next request fails as well."""
+    """The server, or the proxy in front of it, does not accept the connection; further requests would fail too."""
 
     retryable = False
 
 
 class RedirectError(ServiceError):
-    """The server sends the request on to another address; the next one too."""
+    """The server redirects the request to another address; further requests would fail too."""
 
     retryable = False
 
 
 class TimedOutError(ServiceError):
-    """No whole answer within the time, in any attempt."""
+    """No attempt received the whole answer in time."""
 
 
 class CutError(ServiceError):
-    """The connection ended in the middle of an answer, or what came is no HTTP."""
+    """The connection broke off in the middle of an answer, or the answer is not HTTP."""
 
 
 class CancelledError(ServiceError):
-    """The run was stopped while the request was under way; its answer is owed."""
+    """The run was stopped during the request; the answer is still missing."""
 
 
 class OversizedError(InputError):
-    """An answer longer than its bound; the same question would be answered alike."""
+    """The answer is longer than its limit; asking again would not help."""
 
 
 class StatusError(ServiceError):
-    """The server answered with a status that is no success, in every attempt."""
+    """The server answered every attempt with an error status."""
 
     def __init__(self, message: str, status: int, said: str) -> None:
         super().__init__(message)
@@ -96,7 +96,7 @@ class StatusError(ServiceError):
 
 @dataclass(frozen=True)
 class Answer:
-    """What a server answered."""
+    """Hold a server's answer."""
 
     status: int
     headers: http.client.HTTPMessage = field(repr=False)
@@ -104,12 +104,12 @@ class Answer:
 
     @property
     def text(self) -> str:
-        """The body as text, keys covered."""
+        """The body as text, with keys masked."""
         return mask(self.body.decode("utf-8", "replace"))
 
     @property
     def said(self) -> str:
-        """The server's own words about a failure: the message of its error object, else the body."""
+        """The server's own description of a failure: the message of its error object, else the body."""
         try:
             data = json.loads(self.body)
         except (ValueError, RecursionError):
@@ -121,36 +121,36 @@ class Answer:
 
 @dataclass(frozen=True)
 class Server:
-    """Which server, who may be sent to, and for how long and how often it is asked."""
+    """Describe a server: its address, the hosts that are allowed, time limits and numbers of attempts."""
 
     base_url: str
-    """Up to and including `/v1`."""
+    """Address up to and including `/v1`."""
     what: str
-    """What it is in messages: `the critic`."""
+    """Name of the server in messages, e.g. `the critic`."""
     section: str
-    """The settings that name it, e.g. `critic.llm`, for what an error proposes."""
+    """Settings that describe it, e.g. `critic.llm`; error messages refer to them."""
     allow_hosts: tuple[str, ...] = ()
     allow_key: str = "allow_hosts"
-    """The setting that holds `allow_hosts`."""
+    """Name of the setting that holds `allow_hosts`."""
     api_key_env: str = "OPENAI_API_KEY"
     timeout_s: float = 120.0
-    """For one whole exchange."""
+    """Time limit of one whole exchange, seconds."""
     retries: int = 2
 
 
 class HttpClient:
-    """Asks one server."""
+    """Send requests to one server."""
 
     def __init__(self, server: Server) -> None:
-        """Check that the server may be asked; nothing is sent.
+        """Check that requests to the server are allowed; send nothing.
 
         Raises:
-            ConfigError: the URL is none, the host or the proxy before it is not allowed, or the key cannot be sent.
+            ConfigError: the URL is invalid, the host or its proxy is not allowed, or the key cannot be sent.
         """
         self.server, self._url = server, _address(server)
         require_allowed(server.what, server.base_url, server.allow_hosts, server.allow_key)
         self.url = without_password(server.base_url.rstrip("/"))
-        """The address as it may be shown: without user and password."""
+        """Address that may be shown: without user and password."""
         self.proxy = self._proxy()
         self._headers = {"Accept-Encoding": "identity", "Connection": "close", "User-Agent": "hintdistill"}
         self._headers |= {"Accept": "application/json", "Authorization": self._authorization()}
@@ -160,7 +160,7 @@ class HttpClient:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is worth saying about how the server is reached."""
+        """Notes about how the server is reached, e.g. through a proxy."""
         return (
             (f"{self.server.what} at {self.url} is reached through the proxy {self.proxy.hostname}",)
             if self.proxy
@@ -170,16 +170,17 @@ class HttpClient:
     def get(
         self, path: str, *, timeout_s: float | None = None, retries: int | None = None, at_root: bool = False
     ) -> Answer:
-        """Ask for what is at `path`, which continues the base URL, or the root with `at_root`. Raises what `post` raises."""
+        """Send a GET request for `path`, relative to the base URL, or to the root with `at_root`. Raises the errors of
+        `post`."""
         return self._asked("GET", ("" if at_root else self._url.path) + path, b"", MOST_BYTES, timeout_s, retries)
 
     def post(self, path: str, body: Any, *, most_bytes: int = MOST_BYTES, at_root: bool = False) -> Answer:
-        """Send a JSON body to `path`, which continues the base URL, or the root with `at_root`.
+        """Send a JSON body to `path`, relative to the base URL, or to the root with `at_root`.
 
         Raises:
-            UnreachableError, RedirectError: neither this nor the next request can be answered.
+            UnreachableError, RedirectError: neither this request nor a later one can be answered.
             TimedOutError, CutError, StatusError: no answer in any attempt.
-            CancelledError: the caller's work was stopped.
+            CancelledError: the caller was stopped.
             OversizedError: the answer has more than `most_bytes`.
         """
         return self._asked("POST", ("" if at_root else self._url.path) + path, _json(body), most_bytes, None, None)
@@ -194,7 +195,7 @@ class HttpClient:
             try:
                 answer = self._once(method, path, data, bound)
             except NotWantedError:
-                raise CancelledError(f"the request to {self.url} was cancelled; its answer is owed") from None
+                raise CancelledError(f"the request to {self.url} was cancelled before it was answered") from None
             except TooManyBytesError:
                 raise OversizedError(f"{self.url} answered with more than {most_bytes} bytes") from None
             except (OSError, TimeIsUpError, http.client.HTTPException, ValueError, zlib.error) as error:
@@ -209,10 +210,10 @@ class HttpClient:
             if attempt + 1 == tries:
                 raise failure
             _pause(asked or min(8.0, FIRST_PAUSE_S * 2**attempt) * random.uniform(0.75, 1.0), self.url)
-        raise AssertionError("there is at least one attempt")
+        raise AssertionError("the number of attempts must be at least 1")
 
     def _once(self, method: str, path: str, data: bytes, bound: Bound) -> Answer:
-        """Return one exchange. Raises what is no answer."""
+        """Return the result of one exchange. Raises an error if it is not an answer."""
         url, proxy = self._url, self.proxy
         host, port, secure = (
             url.hostname or "",
@@ -251,27 +252,29 @@ class HttpClient:
         response = http.client.HTTPResponse(BoundedReader(sock, bound), method="CONNECT")  # type: ignore[arg-type]
         response.begin()
         if response.status != 200:
-            raise http.client.HTTPException(f"the proxy {proxy.hostname} refuses: {response.status}")
+            raise http.client.HTTPException(
+                f"the proxy {proxy.hostname} refuses the connection (status {response.status})"
+            )
 
     def _failure(self, error: Exception, connecting: bool, seconds: float, tries: int) -> ServiceError:
-        """Return what an exchange without an answer means."""
+        """Return the error that describes a failed exchange."""
         server, times = self.server, f"{tries} time{'s' * (tries > 1)}"
         late, what = isinstance(error, TimeIsUpError), str(error) or type(error).__name__
         if not connecting and late:
             return TimedOutError(
-                f"{self.url} gave no answer within {seconds:g} s, {times}",
+                f"{self.url} gave no answer within {seconds:g} s ({times})",
                 hint=f"raise {server.section}.timeout_s, or lower {server.section}.concurrency",
             )
         if not connecting:
             # it took the question; whether it is gone the next question tells
-            return CutError(f"{self.url} cut the connection in the middle of an answer, {times}: {what[:SHOWN]}")
+            return CutError(f"{self.url} cut the connection in the middle of an answer ({times}): {what[:SHOWN]}")
         through = f" through the proxy {self.proxy.hostname}" if self.proxy else ""
         hint = f"start the server or correct {server.section}.base_url; --resume keeps what was done"
         if isinstance(error, ssl.SSLCertVerificationError):
-            hint = "SSL_CERT_FILE names the certificates that are trusted"
+            hint = "set SSL_CERT_FILE to the file of trusted certificates"
         return UnreachableError(
             f"cannot reach {server.what} at {self.url}{through} ({tries} attempt{'s' * (tries > 1)}): "
-            + ("it does not take the connection in time" if late else what[:SHOWN]),
+            + ("it does not accept the connection in time" if late else what[:SHOWN]),
             hint=hint,
         )
 
@@ -286,7 +289,7 @@ class HttpClient:
         return StatusError(f"{self.url} refused: {answer.status}: {answer.said}", answer.status, answer.said)
 
     def _proxy(self) -> SplitResult | None:
-        """Return the proxy before the server, from the environment; None on this machine.
+        """Return the proxy that the environment sets for the server; None for a server on this machine.
 
         Raises:
             ConfigError: its protocol is not supported, or it is outside this machine and not allowed.
@@ -317,7 +320,7 @@ class HttpClient:
         return proxy
 
     def _authorization(self) -> str:
-        """Return the header's value; what is secret in it is covered from now on."""
+        """Return the value of the authorization header, and mask its secret part from now on."""
         if self._url.password:
             pair = f"{unquote(self._url.username or '')}:{unquote(self._url.password)}"
             hide(unquote(self._url.password))
@@ -336,7 +339,7 @@ def _address(server: Server) -> SplitResult:
         url = urlsplit(server.base_url.rstrip("/"))
         _ = url.port
     except ValueError as error:
-        raise ConfigError(f"{where} is no URL: {error}", hint="e.g. http://localhost:8000/v1") from None
+        raise ConfigError(f"{where} is not a URL: {error}", hint="e.g. http://localhost:8000/v1") from None
     if url.scheme not in ("http", "https") or not url.hostname:
         raise ConfigError(
             f"{where} is not an http URL: {without_password(server.base_url)!r}", hint="e.g. http://localhost:8000/v1"
@@ -344,16 +347,20 @@ def _address(server: Server) -> SplitResult:
     if url.query or url.fragment or not server.base_url.isascii() or any(c <= " " for c in server.base_url):
         raise ConfigError(
             f"{where} has more than scheme, host, port and path: {without_password(server.base_url)!r}",
-            hint="write it up to /v1; a key belongs into the environment variable that api_key_env names",
+            hint="write it up to /v1; a key belongs in the environment variable that api_key_env names",
         )
     return url
 
 
 def _sendable(variable: str, value: str) -> str:
-    """Return the value of an environment variable as a header takes it. Raises ConfigError, without the value."""
+    """Return an environment variable's value if a header can hold it. Raises ConfigError, which does not show the
+    value."""
     value = value.strip()
     if not value.isascii() or not value.isprintable():
-        raise ConfigError(f"${variable} has characters that no HTTP header may have", hint="set it to the key alone")
+        raise ConfigError(
+            f"${variable} has characters that are not allowed in an HTTP header",
+            hint="set it to the key and nothing else",
+        )
     return value
 
 
@@ -375,7 +382,7 @@ def _json(body: Any) -> bytes:
 
 
 def _plain(body: bytes, encoding: str, bound: Bound) -> bytes:
-    """Return the body, unpacked within the bound although nobody asked for it packed."""
+    """Return the body, unpacked within the size limit if the server compressed it without being asked."""
     if encoding.lower() == "identity":
         return body
     if encoding.lower() not in ("gzip", "x-gzip", "deflate"):
@@ -387,7 +394,7 @@ def _plain(body: bytes, encoding: str, bound: Bound) -> bytes:
 
 
 def _retry_after(headers: http.client.HTTPMessage) -> float:
-    """Seconds that the server asks to wait, 0 if it does not or for too long."""
+    """Return the seconds that the server asks to wait; 0 if it does not ask, or asks for too long."""
     said = headers.get("retry-after") or ""
     try:
         seconds = float(headers.get("retry-after-ms") or "x") / 1000
@@ -407,4 +414,4 @@ def _pause(seconds: float, url: str) -> None:
     if stop is None:
         time.sleep(seconds)
     elif stop.wait(seconds):
-        raise CancelledError(f"the request to {url} was cancelled; its answer is owed")
+        raise CancelledError(f"the request to {url} was cancelled before it was answered")

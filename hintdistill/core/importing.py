@@ -1,4 +1,4 @@
-"""Objects of the user's own code, named in a config as `path/to/file.py:Name` or `package.module:Name`."""
+"""Import objects of the user's own code, named in a config as `path/to/file.py:Name` or `package.module:Name`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def load_object(spec: str, key: str, what: str) -> Any:
 
     Args:
         key: the config key that holds `spec`, for the error.
-        what: what it should be, for the error.
+        what: the expected kind of object, for the error.
 
     Raises:
         ConfigError: the module or the name does not exist.

@@ -1,6 +1,6 @@
-"""Where the members of a JSON object are in its raw text.
+"""Find the positions of a JSON object's members in its raw text.
 
-Raw argument strings stay raw, so what is inside them is addressed by character and never re-serialised.
+Raw argument strings stay as they are: their parts are addressed by character and never re-serialised.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ _DECODER = json.JSONDecoder()
 
 @dataclass(frozen=True)
 class Member:
-    """One member of an object; ranges are half-open character ranges of the raw text."""
+    """Locate one member of an object. Ranges are half-open character ranges of the raw text."""
 
     key: str
     key_span: tuple[int, int]
-    """Inside the quotation marks."""
+    """Range of the key, without its quotation marks."""
     value_span: tuple[int, int]
-    """The value as written, quotation marks included."""
+    """Range of the value as written, including quotation marks."""
     is_string: bool
 
 
 def members(raw: str) -> Iterator[Member]:
-    """Yield the members of the object that `raw` begins with; stops in silence if it is broken."""
+    """Yield the members of the object at the beginning of `raw`; stop without an error where the text is not valid
+    JSON."""
     at = _skip(raw, 0)
     if raw[at : at + 1] != "{":
         return

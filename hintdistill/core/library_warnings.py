@@ -1,6 +1,6 @@
-"""What other libraries warn of that nobody who uses this toolkit can act on: each is silenced here, with its reason.
+"""Silence warnings of other libraries that users of this toolkit cannot act on, each with its reason.
 
-Whoever wants to see them asks Python for all warnings (`PYTHONWARNINGS=default`), which goes before these.
+To see them, ask Python for all warnings (`PYTHONWARNINGS=default`); this takes precedence.
 """
 
 from __future__ import annotations
@@ -13,36 +13,36 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Silenced:
-    """A warning of another library."""
+    """Describe a warning of another library that is silenced."""
 
     says: str
-    """A regular expression that its text begins with."""
+    """Regular expression that matches the beginning of the warning's text."""
     category: type[Warning]
     reason: str
-    """Why it is of no use to whoever runs this toolkit."""
+    """Reason why users of this toolkit cannot act on it."""
 
 
 SILENCED = (
     Silenced(
         "`is_gradient_checkpointing` is deprecated",
         FutureWarning,
-        "peft and the Trainer read an attribute of transformers under its old name; the new one does not exist in every release",
+        "peft and the Trainer use the old name of an attribute of transformers; some releases do not have the new name",
     ),
     Silenced(
         "`gradient_checkpointing_enable` is deprecated",
         FutureWarning,
-        "the new name does not exist in every release of transformers that this toolkit takes; both do the same",
+        "some supported releases of transformers do not have the new name; both do the same",
     ),
     Silenced(
         "`torch.jit.script",
         DeprecationWarning,
-        "torch compiles functions of its own when it is imported; nothing here asks for it",
+        "torch compiles some of its own functions on import; this toolkit does not ask for it",
     ),
 )
 
 
 def silence_libraries() -> None:
-    """Ignore the warnings of `SILENCED` in this process; filters that the user asked for go before them."""
+    """Ignore the warnings of `SILENCED` in this process. The user's own filters take precedence."""
     for of in SILENCED:
         # a filter that is there already is not added again
         warnings.filterwarnings("ignore", of.says, of.category, append=True)
@@ -50,7 +50,8 @@ def silence_libraries() -> None:
 
 @contextmanager
 def silenced() -> Iterator[None]:
-    """Ignore the warnings of `SILENCED` for a while, whatever else was asked for: for calls that a caller of the Python API makes."""
+    """Ignore the warnings of `SILENCED` inside the block, whatever other filters are set; for calls through the Python
+    API."""
     with warnings.catch_warnings():
         for of in SILENCED:
             warnings.filterwarnings("ignore", of.says, of.category)

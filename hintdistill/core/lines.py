@@ -1,4 +1,4 @@
-"""Seconds as a line of counted work, through measured points."""
+"""Fit seconds as a linear function of counted work to measured points."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ class TimeLine:
     per_position: float = 0.0
 
     def seconds(self, calls: float, counted: float, positions: float = 0.0) -> float:
-        """Return the seconds that so many calls take, with so many operations and scored positions in all."""
+        """Return the seconds for the given numbers of calls, operations and scored positions."""
         return self.fixed * calls + self.per_operation * counted + self.per_position * positions
 
 
 def fit(points: Sequence[tuple[float, float, float]]) -> TimeLine:
-    """Return the line through (operations, positions, seconds); no coefficient below zero.
+    """Return the line fitted to (operations, positions, seconds) without negative coefficients.
 
-    Sizes differ by orders of magnitude, so it is relative errors that are made small.
+    Relative errors are minimised, because sizes differ by orders of magnitude.
     """
     rows = np.array([[1.0, counted, positions] for counted, positions, _ in points])
     seconds = np.array([s for *_, s in points])
@@ -42,7 +42,7 @@ def fit(points: Sequence[tuple[float, float, float]]) -> TimeLine:
 
 @dataclass(frozen=True)
 class Histogram:
-    """How long the things of one kind are, tokens."""
+    """Summarise the lengths of items of one kind, in tokens."""
 
     count: int
     total: int
@@ -54,7 +54,7 @@ class Histogram:
 
     @classmethod
     def of(cls, lengths: Iterable[int]) -> Histogram:
-        """Statistics of these lengths; all zero if there are none."""
+        """Return the statistics of these lengths; all are zero if there are no lengths."""
         values = np.array(list(lengths), np.int64)
         if not len(values):
             return cls(0, 0, 0, 0, 0, 0, 0)

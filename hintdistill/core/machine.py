@@ -1,4 +1,4 @@
-"""How much memory there is, and how much a stage takes of it."""
+"""Measure how much memory is available and how much of it a stage uses."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from typing import Any
 
 CGROUP = Path("/sys/fs/cgroup")
 BESIDE = ("program", "weights", "other models", "stored targets")
-"""Parts of a peak that do not grow with what a stage reads at once."""
+"""Parts of a peak that do not depend on how much a stage reads at once."""
 
 SLOPES = (0.8, 2.0)
-"""Bounds of a slope of measured over counted bytes: two points that are near each other say little about it."""
+"""Bounds of the slope of measured over counted bytes. They are needed because two close points determine the slope
+poorly."""
 
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-"""Bytes of a number by precision."""
+"""Bytes of one number, by precision."""
 SMALL = 50_000_000
-"""Parameters up to which a CPU computes in float32 whatever it has: there is nothing to gain."""
+"""Largest number of parameters for which a CPU always computes in float32, because nothing is gained by bfloat16."""
 
 
 @cache
 def cpu_has_bfloat16() -> bool:
-    """Return whether this CPU multiplies bfloat16 by itself (AVX512-BF16, AMX, or ARM's bf16); where that is unknown it
-    has not."""
+    """Return whether this CPU multiplies bfloat16 natively (AVX512-BF16, AMX, or ARM's bf16); False if that is
+    unknown."""
     try:
         words = set(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split())
     except OSError:
@@ -37,9 +38,9 @@ def cpu_has_bfloat16() -> bool:
 
 
 def precision(dtype: str, on_cpu: bool, parameters: int) -> str:
-    """Return `run.dtype` with `auto` decided for a model of so many parameters.
+    """Return `run.dtype`, with `auto` resolved for a model of this many parameters.
 
-    `auto` is bfloat16 on an accelerator, and on a CPU that has it for models above `SMALL`; else float32.
+    `auto` is bfloat16 on an accelerator, and on a CPU with native bfloat16 for models above `SMALL`; else float32.
     """
     if dtype != "auto":
         return dtype
@@ -48,41 +49,42 @@ def precision(dtype: str, on_cpu: bool, parameters: int) -> str:
 
 @dataclass(frozen=True)
 class Peak:
-    """Bytes at the worst moment of a stage."""
+    """Hold the bytes in use at a stage's peak."""
 
     parts: Mapping[str, int]
 
     @property
     def total(self) -> int:
-        """Sum of the parts, bytes."""
+        """Sum of all parts, bytes."""
         return sum(self.parts.values())
 
     @property
     def added(self) -> int:
-        """Bytes of the stage's own work, without `BESIDE`, which is counted exactly or known from elsewhere."""
+        """Bytes of the stage's own work. The parts in `BESIDE` are excluded, because they are counted exactly or known
+        otherwise."""
         return self.total - sum(self.parts.get(name, 0) for name in BESIDE)
 
 
 @dataclass(frozen=True)
 class Growth:
-    """Measured memory of a stage's own work as a straight line of the counted one."""
+    """Express the measured memory of a stage's own work as a linear function of the counted memory."""
 
     program: int
-    """Resident bytes of a process that has imported everything and loaded no model; 0 on an accelerator."""
+    """Resident bytes of a process that has imported everything but loaded no model; 0 on an accelerator."""
     base: float = 0.0
     slope: float = 1.0
 
     def __call__(self, counted: Peak) -> Peak:
-        """Return the peak that is to be expected where so much is counted."""
+        """Return the expected peak for a counted one."""
         parts = {name: counted.parts[name] for name in BESIDE if counted.parts.get(name)}
         own = max(0, round(self.base + self.slope * counted.added))
         return Peak(parts | {"program": self.program, "measured and extrapolated": own})
 
 
 def grow_by(program: int, points: Sequence[tuple[int, int]]) -> Growth:
-    """Return the line of least squares through (counted, measured) bytes of a stage's own work.
+    """Return the least-squares line through (counted, measured) bytes of a stage's own work.
 
-    The slope is 1 where the counted bytes are nearly the same, and within `SLOPES` in any case; the line goes through the mean.
+    The line goes through the mean. Its slope is limited to `SLOPES`, and is 1 if the counted bytes are nearly equal.
     """
     counted, measured = ([float(p[i]) for p in points] for i in (0, 1))
     x, y = fmean(counted), fmean(measured)
@@ -94,26 +96,27 @@ def grow_by(program: int, points: Sequence[tuple[int, int]]) -> Growth:
 
 @dataclass(frozen=True)
 class Room:
-    """Memory that a run may use, bytes."""
+    """Describe the memory that a run may use, in bytes."""
 
     available: int
     source: str
-    """Where the figure comes from."""
+    """Origin of the figure, in words."""
     on_cpu: bool = True
     beside_program: bool = True
-    """Whether this process, its libraries loaded, is there already, so that they need no further room."""
+    """Whether this process and its libraries are already loaded, so that they need no further memory."""
 
     def need(self, peak: Peak) -> int:
-        """Return what a stage wants of this room, bytes."""
+        """Return the bytes that a stage needs of this memory."""
         return peak.total - (peak.parts.get("program", 0) if self.beside_program else 0)
 
     def holds(self, peak: Peak, share: float = 1.0) -> bool:
-        """Return whether a stage fits into this share of it."""
+        """Return whether a stage fits into the given share of this memory."""
         return self.need(peak) <= share * self.available
 
 
 def room(device: str = "auto", gigabytes: float | None = None) -> Room:
-    """Return what the device of a run has free; `gigabytes` says it instead. A container's own limit counts."""
+    """Return the free memory of a run's device, or `gigabytes` if that is given. The limit of a container is
+    respected."""
     on_cpu = not _accelerated(device)
     if gigabytes is not None:
         return Room(int(gigabytes * 1e9), "--memory", on_cpu, beside_program=False)
@@ -126,7 +129,9 @@ def room(device: str = "auto", gigabytes: float | None = None) -> Room:
 
     free = int(psutil.virtual_memory().available)
     limit = _container_room()
-    return Room(free, "available") if limit is None or limit >= free else Room(limit, "left of the container's limit")
+    return (
+        Room(free, "available") if limit is None or limit >= free else Room(limit, "left within the container's limit")
+    )
 
 
 def _accelerated(device: str) -> bool:
@@ -138,7 +143,7 @@ def _accelerated(device: str) -> bool:
 
 
 def _container_room() -> int | None:
-    """Return what the control group leaves, None if it sets no limit."""
+    """Return the bytes left within the control group's limit; None if it sets no limit."""
     try:
         limit = (CGROUP / "memory.max").read_text().strip()
         used = int((CGROUP / "memory.current").read_text())
@@ -148,7 +153,7 @@ def _container_room() -> int | None:
 
 
 def process_figure(key: str) -> int:
-    """Read a figure of /proc/self/status, bytes; the peak of the process if there is no such file."""
+    """Return a figure of /proc/self/status in bytes, or the peak of the process if there is no such file."""
     try:
         line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(key))
     except OSError:
@@ -159,7 +164,7 @@ def process_figure(key: str) -> int:
 
 
 def high_water(device: Any) -> int:
-    """Read the peak so far: resident bytes of the process on a CPU, of what is allocated on a CUDA device."""
+    """Return the peak so far: resident bytes of the process on a CPU, allocated bytes on a CUDA device."""
     if device.type == "cpu":
         return process_figure("VmHWM")
     import torch
@@ -168,7 +173,7 @@ def high_water(device: Any) -> int:
 
 
 def clock() -> float:
-    """Read seconds: of this process on one CPU thread, else of the wall."""
+    """Return a time in seconds: the CPU time of this process on one thread, else the wall-clock time."""
     import torch
 
     if torch.accelerator.is_available():

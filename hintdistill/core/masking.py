@@ -1,7 +1,7 @@
-"""Keys that were sent to a server, and text in which they are covered.
+"""Mask keys that were sent to a server, wherever they appear in text.
 
-A server may repeat the key that it was sent: in an error, in a page, in an answer. Whoever sends a key hides it first; from
-then on `mask` covers it in every text that this process reads from a server, writes or prints.
+A server may repeat a key in an error, a page or an answer. Code that sends a key calls `hide` first. From then on
+`mask` replaces the key in every text that this process reads from a server, writes or prints.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any
 from urllib.parse import quote
 
 SHORTEST = 8
-"""Characters from which a key is covered: a shorter one is a placeholder (`none`, `EMPTY`), which ordinary text may contain."""
+"""Shortest key in characters that is masked. A shorter one is a placeholder (`none`, `EMPTY`) that ordinary text may
+contain."""
 COVER = "[key]"
 _LOCK = threading.Lock()
 _FORMS: set[str] = set()
@@ -23,7 +24,7 @@ _pattern: re.Pattern[str] | None = None
 
 
 def hide(secret: str) -> None:
-    """Cover this key from now on, also if it is spelled for JSON, a URL, HTML or basic authentication."""
+    """Mask this key from now on, also in the spellings of JSON, URLs, HTML and basic authentication."""
     global _pattern
     if len(secret) < SHORTEST:
         return
@@ -45,12 +46,12 @@ def hide(secret: str) -> None:
 
 
 def mask(text: str) -> str:
-    """Return the text with every hidden key covered; case does not matter."""
+    """Return the text with every hidden key masked, regardless of case."""
     return text if _pattern is None else _pattern.sub(COVER, text)
 
 
 def mask_all(value: Any) -> Any:
-    """Return a JSON value with every hidden key covered in its strings and its names."""
+    """Return a JSON value with every hidden key masked in its strings and in the names of its members."""
     if isinstance(value, str):
         return mask(value)
     if isinstance(value, dict):

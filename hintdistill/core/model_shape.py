@@ -1,4 +1,5 @@
-"""A model's shape: what memory and operations are counted from. Read from its config and the headers of its weights; torch-free."""
+"""Read a model's shape, from which memory and operations are counted. The shape comes from the config and the headers
+of the weights. Torch-free."""
 
 from __future__ import annotations
 
@@ -16,73 +17,74 @@ from hintdistill.core.trust import model_code_allowed
 
 @dataclass(frozen=True)
 class Linear:
-    """A matrix that every token is multiplied with."""
+    """Describe a matrix by which every token is multiplied."""
 
     name: str
     outputs: int
     inputs: int
     share: float = 1.0
-    """Part of the tokens it sees: below 1 for one expert of several."""
+    """Share of the tokens that pass through it; below 1 for one expert of several."""
 
     @property
     def size(self) -> int:
-        """Its entries."""
+        """Number of its entries."""
         return self.outputs * self.inputs
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Widths, counts and matrices of a causal language model."""
+    """Hold the widths, counts and matrices of a causal language model."""
 
     kind: str
     hidden: int
     intermediate: int
-    """Width of the feed-forward block that one token passes; of all its experts together if it has some."""
+    """Width of the feed-forward block that one token passes through, summed over its experts if there are several."""
     layers: int
     heads: int
     kv_heads: int
     head_dim: int
     vocab: int
     tied: bool
-    """Whether the output embedding is the input embedding."""
+    """Whether the output embedding shares the weights of the input embedding."""
     max_length: int
     parameters: int
     linears: tuple[Linear, ...]
-    """Linear maps of the layers, without embeddings."""
+    """Linear maps of the layers, without the embeddings."""
     head_norms: bool = False
     """Whether queries and keys are normalised per head."""
     masked: bool = False
-    """Whether attention has windows, caps or sinks, so that engines build masks."""
+    """Whether attention has windows, caps or sinks, so that engines must build masks."""
 
     @property
     def query_width(self) -> int:
-        """Heads times head width."""
+        """Number of heads times head width."""
         return self.heads * self.head_dim
 
     @property
     def key_width(self) -> int:
-        """Key heads times head width."""
+        """Number of key heads times head width."""
         return self.kv_heads * self.head_dim
 
     @cached_property
     def body(self) -> int:
-        """Matrix entries that one token is multiplied with in the layers."""
+        """Number of matrix entries in the layers by which one token is multiplied."""
         return round(sum(m.size * m.share for m in self.linears))
 
     @property
     def head(self) -> int:
-        """Entries of the output embedding."""
+        """Number of entries of the output embedding."""
         return self.hidden * self.vocab
 
     def adapter(self, rank: int, targets: str | tuple[str, ...]) -> int:
-        """Entries of low-rank adapters of `rank` on `targets`: names of modules, or `all-linear`."""
+        """Return the number of entries of low-rank adapters of `rank` on `targets`: names of modules, or
+        `all-linear`."""
         names = None if targets == "all-linear" else ([targets] if isinstance(targets, str) else list(targets))
         chosen = [m for m in self.linears if names is None or m.name.split(".")[-1] in names]
         return sum(rank * (m.outputs + m.inputs) for m in chosen)
 
     @classmethod
     def of(cls, folder: Path) -> ModelShape:
-        """Return the shape of a model folder; of its base model if it holds an adapter.
+        """Return the shape of the model in a folder, or of the base model if the folder holds an adapter.
 
         Raises:
             ModelError: the config cannot be read, or lacks a width.
@@ -98,7 +100,7 @@ class ModelShape:
 
     @classmethod
     def from_config(cls, config: Any, tensors: dict[str, tuple[int, ...]] | None = None) -> ModelShape:
-        """Return the shape that a config describes; `tensors` are the shapes of the stored weights by name, where they
+        """Return the shape that a config describes. `tensors` holds the shapes of the stored weights by name, if they
         are known.
 
         Raises:
@@ -135,7 +137,7 @@ class ModelShape:
         return shape._assumed()
 
     def _measured(self, tensors: dict[str, tuple[int, ...]], share: float) -> ModelShape:
-        """With the matrices and the size that the stored weights have."""
+        """Return the shape with the matrices and the size of the stored weights."""
         linears = []
         for name, dims in tensors.items():
             module = name.removesuffix(".weight")
@@ -148,7 +150,7 @@ class ModelShape:
         return self._with(stored, tuple(linears), tied=not untied)
 
     def _assumed(self) -> ModelShape:
-        """With the matrices of a Llama-like layer: nothing is stored to count."""
+        """Return the shape with the matrices of a Llama-like layer, used if there are no stored weights to count."""
         h, q, k, i = self.hidden, self.query_width, self.key_width, self.intermediate
         layer = {
             "q_proj": (q, h),
@@ -186,10 +188,10 @@ def _is_masked(config: Any) -> bool:
 
 
 def base_folder(folder: Path) -> Path:
-    """Return where the whole weights are: the folder itself, or that of the base model of an adapter. Raises
+    """Return the folder of the full weights: the folder itself, or the base model's folder for an adapter. Raises
     ModelError.
 
-    An adapter names its base itself, so this is asked before a library that would download it.
+    An adapter names its base model, and other libraries would download it; so this check comes first.
     """
     adapter = folder / ADAPTER_CONFIG
     if not adapter.is_file() or (folder / "config.json").is_file():
@@ -203,7 +205,8 @@ def base_folder(folder: Path) -> Path:
 
 
 def safetensors_header(path: Path) -> dict[str, Any]:
-    """Name → dtype, shape and place of each tensor of a safetensors file. Raises ModelError if it is damaged."""
+    """Return name → dtype, shape and position of each tensor in a safetensors file. Raises ModelError if the file is
+    damaged."""
     try:
         with path.open("rb") as file:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
@@ -211,11 +214,14 @@ def safetensors_header(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror or error}") from None
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError) as error:
-        raise ModelError(f"{path} is not a safetensors file: {error}", hint="get the model folder again") from None
+        raise ModelError(
+            f"{path} is not a safetensors file: {error}", hint="download or copy the model folder again"
+        ) from None
 
 
 def _tensors(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of the stored weights by name, from the headers of the safetensors files; empty if there are none."""
+    """Return the shapes of the stored weights by name, from the headers of the safetensors files; empty if there are no
+    files."""
     out: dict[str, tuple[int, ...]] = {}
     for path in sorted(folder.glob("*.safetensors")):
         out |= {n: tuple(t["shape"]) for n, t in safetensors_header(path).items()}

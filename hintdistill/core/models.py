@@ -1,7 +1,7 @@
-"""Model folders: resolving a name, content keys, tokenizers.
+"""Work with model folders: resolve names, compute content keys, load tokenizers.
 
-The key of a model covers config, tokenizer, template and weight bytes, so that targets made with other weights or
-another tokenizer can be told apart. Hashing weights is slow, so hashes are cached by path, size and modification time.
+The key of a model covers its config, tokenizer, template and weights, so that targets made with different weights or
+tokenizers can be told apart. Hashing weights is slow, so hashes are cached by path, size and modification time.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TEMPLATES = ("chat_template.jinja", "chat_template.json")
 
 @dataclass(frozen=True)
 class ModelKey:
-    """Content hashes of a model folder, each 16 hexadecimal digits."""
+    """Hold the content hashes of a model folder, each of 16 hexadecimal digits."""
 
     weights: str
     tokenizer: str
@@ -43,20 +43,20 @@ class ModelKey:
 
 
 def resolve_model(name: str, revision: str | None = None) -> Path:
-    """Return the local folder of a model given as a path or a hub name, of a hub's model at a revision.
+    """Return the local folder of a model given as a path or as a hub name with an optional revision.
 
     Raises:
-        ModelError: neither a folder nor downloadable.
-        UntrustedError: it would be downloaded, and the settings in use are from elsewhere.
+        ModelError: the name is not a folder and cannot be downloaded.
+        UntrustedError: the model would have to be downloaded, and the settings come from an untrusted run folder.
     """
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file() and not (path / "adapter_config.json").is_file():
-            raise ModelError(f"{path} holds no config.json", hint="run.model names a folder saved by save_pretrained")
+            raise ModelError(f"{path} holds no config.json", hint="set run.model to a folder saved by save_pretrained")
         return path
     if not is_hub_name(name):
         raise ModelError(
-            f"no model folder at {name}", hint="run.model names a folder saved by save_pretrained, or a hub name"
+            f"no model folder at {name}", hint="set run.model to a folder saved by save_pretrained, or to a hub name"
         )
     try:
         from huggingface_hub import snapshot_download
@@ -65,19 +65,19 @@ def resolve_model(name: str, revision: str | None = None) -> Path:
     except Exception as error:
         require_trusted(f"download the model {name}")
         raise ModelError(
-            f"no model folder at {name}, and the hub did not give it: {type(error).__name__}: {str(error).splitlines()[0]}",
-            hint="run.model names a folder saved by save_pretrained, or a hub name that can be reached",
+            f"no model folder at {name}, and it could not be downloaded from the hub: {type(error).__name__}: "
+            f"{str(error).splitlines()[0]}",
+            hint="set run.model to a folder saved by save_pretrained, or to a hub name that can be reached",
         ) from None
 
 
 def is_hub_name(name: str) -> bool:
-    """Return whether the hub could have a model of this name, `owner/model`; a folder of that name comes first all the
-    same."""
+    """Return whether a name has the form of a hub name, `owner/model`. A folder of that name still takes precedence."""
     return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) is not None
 
 
 def model_key(folder: Path) -> ModelKey:
-    """Content hashes of a model folder."""
+    """Return the content hashes of a model folder."""
     weights = [
         p for p in sorted(folder.iterdir()) if p.suffix in WEIGHTS or p.name in ("config.json", "adapter_config.json")
     ]
@@ -89,11 +89,11 @@ def model_key(folder: Path) -> ModelKey:
 
 
 def load_tokenizer(folder: Path, needs_template: bool = True) -> Any:
-    """Return the tokenizer of a model folder, chat template included unless another one takes its place.
+    """Return the tokenizer of a model folder, with the folder's chat template unless another one replaces it.
 
     Raises:
-        ModelError: it cannot be loaded, has tokens that the model beside it has no row for, is not a fast tokenizer, or has no
-            chat template.
+        ModelError: it cannot be loaded, has tokens without a row in the folder's model, is not a fast tokenizer, or has
+            no chat template.
     """
     from transformers import AutoTokenizer
 
@@ -103,11 +103,15 @@ def load_tokenizer(folder: Path, needs_template: bool = True) -> Any:
         raise unloadable(f"the tokenizer of {folder}", error) from error
     _require_rows(folder, tokenizer)
     if not getattr(tokenizer, "is_fast", False):
-        raise ModelError(f"the tokenizer of {folder} is not a fast one", hint="character offsets need a tokenizer.json")
+        raise ModelError(
+            f"the tokenizer of {folder} is not a fast tokenizer",
+            hint="character offsets need a fast tokenizer (tokenizer.json)",
+        )
     if needs_template and not tokenizer.chat_template:
         raise ModelError(
             f"the tokenizer of {folder} has no chat template",
-            hint="put a chat_template.jinja into the folder, or name one as run.template.file: it decides what the student saw",
+            hint="put a chat_template.jinja into the folder, or name one as run.template.file; the template decides "
+            "what the student saw",
         )
     return tokenizer
 
@@ -128,17 +132,18 @@ def _require_rows(folder: Path, tokenizer: Any) -> None:
         named = ", ".join(f"{token!r} ({at})" for at, token in beyond[:3]) + (", …" if len(beyond) > 3 else "")
         raise ModelError(
             f"the tokenizer of {folder} has {len(beyond)} tokens with ids beyond the model's vocabulary of {rows}: {named}",
-            hint="the tokenizer is another model's, or tokens were added without model.resize_token_embeddings",
+            hint="the tokenizer belongs to another model, or tokens were added without model.resize_token_embeddings",
         )
 
 
 def unloadable(what: str, error: Exception) -> ModelError:
-    """Return the error for a part of a model folder that transformers does not load; where it would run the folder's
-    code, it says so."""
+    """Return the error for a part of a model folder that transformers cannot load; it says so if the folder's own code
+    would have to run."""
     if "trust_remote_code" in str(error):
         return ModelError(
             f"cannot load {what}: it needs Python code from the model folder",
-            hint="read that code; run.trust_remote_code=true (load_engine: trust_remote_code=True) lets it run as you",
+            hint="read that code; run.trust_remote_code=true (load_engine: trust_remote_code=True) lets it run with "
+            "your permissions",
         )
     return ModelError(f"cannot load {what}: {error}")
 

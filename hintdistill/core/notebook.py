@@ -1,4 +1,4 @@
-"""How a target and a trace look in a notebook: a table, and a drawing. Everything of a trace is escaped."""
+"""Show a target or a trace in a notebook, as a table or as a drawing. All trace text is escaped."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LONGEST = 400
-"""Characters of a message that a table shows; how many were cut is said."""
+"""Longest message in characters that a table shows; the table says how many characters it cut."""
 
 
 def _table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -22,8 +22,8 @@ def _table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> 
 
 
 def target_html(target: Any) -> str:
-    """Return the tokens of a target's step with their probabilities without the hint and for the teacher, as a
-    table."""
+    """Return a table of the tokens of a target's step, with their probabilities without the hint and for the
+    teacher."""
     plain, teacher = np.exp(target.plain_sampled), np.exp(target.teacher_sampled)
     rows = (
         (repr(token), f"{plain[i]:.3f}", f"{teacher[i]:.3f}", target.instead[i] if i < len(target.instead) else "")
@@ -33,7 +33,7 @@ def target_html(target: Any) -> str:
 
 
 def trace_html(trace: Any) -> str:
-    """Return the messages of a trace as a table; steps have their numbers."""
+    """Return the messages of a trace as a table; steps are numbered."""
     step = {at: n for n, at in enumerate(trace.step_indices)}
     rows = []
     for at, message in enumerate(trace.messages):
@@ -45,10 +45,10 @@ def trace_html(trace: Any) -> str:
 
 
 def target_plot(target: Any) -> Figure:
-    """Probability of each token of the step without the hint and for the teacher.
+    """Plot the probability of each token of the step, without the hint and for the teacher.
 
     Returns:
-        A figure of its own, which a notebook shows and `savefig` writes; nothing of pyplot's state is touched.
+        A separate figure, which a notebook shows and `savefig` writes. The state of pyplot does not change.
     """
     names = [t if t.strip() else repr(t) for t in target.tokens]
     figure = _figure(len(names))
@@ -63,7 +63,8 @@ def target_plot(target: Any) -> Figure:
 
 
 def trace_plot(trace: Any) -> Figure:
-    """Characters of each message by its role; steps have their numbers. Returns a figure of its own, as `target_plot`."""
+    """Plot the number of characters of each message by role; steps are numbered. Returns a separate figure, as
+    `target_plot` does."""
     step = {at: n for n, at in enumerate(trace.step_indices)}
     names = [f"{m.role} {step[i]}" if i in step else m.role for i, m in enumerate(trace.messages)]
     sizes = [len(m.content or "") + sum(len(c.arguments_raw) for c in m.tool_calls or ()) for m in trace.messages]

@@ -1,4 +1,4 @@
-"""Where the shipped prompts, configs and recipes are."""
+"""Find the shipped prompts, configs and recipes."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from hintdistill.core.errors import ConfigError
 
 
 def data_root() -> Path:
-    """Inside the wheel, or the repository root of an editable install."""
+    """Return the folder of the shipped data: inside the wheel, or the repository root of an editable install."""
     package = Path(__file__).resolve().parent.parent
     packed = package / "_data"
     return packed if packed.is_dir() else package.parent
 
 
 def demo_config() -> Path:
-    """Return the configuration of the example that is installed with the toolkit.
+    """Return the path of the configuration of the installed example.
 
     Raises:
         ConfigError: the installation lacks the example.
@@ -23,7 +23,7 @@ def demo_config() -> Path:
     root = data_root()
     if not (root / "examples" / "toolworld" / "student").is_dir():
         raise ConfigError(
-            f"this installation holds no example: there is no examples/toolworld in {root}",
-            hint="install the wheel again, or run configs/quickstart.yaml of a checkout",
+            f"this installation lacks the example: there is no examples/toolworld in {root}",
+            hint="install the wheel again, or run configs/quickstart.yaml from a checkout",
         )
     return root / "configs" / "quickstart.yaml"

@@ -1,7 +1,7 @@
-"""The parts of objectives that have a registry: divergences, weight shapes, kinds of hint, and the parameters of each.
+"""Register the parts of objectives: divergences, weight shapes and kinds of hints, with their parameters.
 
-Entries are plain data: `recipes` checks a recipe against them before anything heavy is loaded, and `objectives` finds the
-functions through them, which needs torch and nothing else. Tests hold the entries against the functions.
+Entries are plain data. `recipes` checks a recipe against them before it loads anything heavy. `objectives` finds the
+functions through them, which needs only torch. Tests compare the entries with the functions.
 """
 
 from __future__ import annotations
@@ -17,44 +17,45 @@ from hintdistill.core.registry import Registry
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter of a part: its name, and which values it takes."""
+    """Describe one parameter of a part: its name, and the values it accepts."""
 
     name: str
     takes: Literal["number", "count", "flag", "ids", "view", "word"] = "number"
-    """`number`: or a schedule; `count`: a whole number; `ids`: a list of whole numbers; `view`: the name of a view of the recipe."""
+    """`number` (or a schedule), `count` (a whole number), `ids` (a list of whole numbers) or `view` (the name of a view
+    of the recipe)."""
     low: float = -math.inf
     high: float = math.inf
     strictly: bool = False
     """Whether a number must lie strictly between `low` and `high`."""
     words: tuple[str, ...] = ()
     default: str | None = None
-    """The view that is read if none is named."""
+    """The view that is read unless another is named."""
     why: str = ""
     """The reason for the bounds."""
 
 
 def inside(name: str, low: float = 0, high: float = math.inf, why: str = "") -> Parameter:
-    """Return a number strictly between two bounds."""
+    """Describe a number strictly between two bounds."""
     return Parameter(name, low=low, high=high, strictly=True, why=why)
 
 
 def share(name: str) -> Parameter:
-    """Return a number from 0 to 1."""
+    """Describe a number from 0 to 1."""
     return Parameter(name, low=0, high=1)
 
 
 def at_least(name: str, low: float = 0) -> Parameter:
-    """Return a number from a bound up."""
+    """Describe a number with a lower bound."""
     return Parameter(name, low=low)
 
 
 def count(name: str, low: int) -> Parameter:
-    """Return a whole number from a bound up."""
+    """Describe a whole number with a lower bound."""
     return Parameter(name, "count", low=low)
 
 
 def free(*names: str) -> tuple[Parameter, ...]:
-    """Numbers without bounds."""
+    """Describe numbers without bounds."""
     return tuple(Parameter(n) for n in names)
 
 
@@ -71,44 +72,45 @@ SIGNALS: dict[str, tuple[Parameter, ...]] = {
     "returns": (share("gamma"),),
     "advantage": (),
 }
-"""Signals of `pg`, with their parameters."""
+"""Signals of the divergence `pg`, with their parameters."""
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """A way to compare student and target at a position."""
+    """Describe a way to compare student and target at a position."""
 
     name: str
     parameters: tuple[Parameter, ...] = ()
     implementation: str | Callable[..., Any] | None = None
-    """`(student, target, **parameters)`, log-probabilities [..., K] each, gives nats [...]; None if `objectives.compose`
-    computes it itself, because it reads other things than two distributions."""
+    """`(student, target, **parameters)`, each log-probabilities [..., K], returns nats [...]. None if
+    `objectives.compose` computes the divergence itself, because it does not read two distributions."""
     reads: Literal["distributions", "sampled", "hidden", "vocabulary"] = "distributions"
     """`distributions`: both on a support; `sampled`: the sampled token alone; `hidden`: hidden states; `vocabulary`: every
     token's log-probability."""
     truncated: Literal["sound", "lowers_mass"] | None = None
-    """Its behaviour on a support without its rest: `sound`, or `lowers_mass` where its gradient lowers the mass of the kept
-    entries. An entry that reads distributions must say it."""
+    """Behaviour on a support without the tail: `sound`, or `lowers_mass` if the gradient lowers the mass of the kept
+    entries. An entry that reads distributions must declare it."""
     one_sided: bool = False
-    """Whether it is a sum over the target's entries that means nothing once renormalised."""
+    """Whether it is a sum over the target's entries that loses its meaning once renormalised."""
     needs: tuple[tuple[str, str], ...] = ()
-    """Names of `recipes.needs.HOW`, each with the reason, after `terms.NAME`."""
+    """Names of `recipes.needs.HOW`, each with the reason, which follows `terms.NAME` in messages."""
     has_signal: bool = False
-    """Whether it takes a signal, and the parameters of that."""
+    """Whether it takes a signal with the signal's parameters."""
 
     def __post_init__(self) -> None:
         if self.reads == "distributions" and (self.truncated is None or self.implementation is None):
             raise ConfigError(
-                f"the divergence {self.name} must say its implementation and what becomes of it `truncated`"
+                f"the divergence {self.name} must declare its implementation and its behaviour when `truncated`"
             )
         if self.reads != "distributions" and self.implementation is not None:
             raise ConfigError(
-                f"the divergence {self.name}: only what reads distributions has an implementation of its own"
+                f"the divergence {self.name} must not have an implementation: only divergences that read "
+                "distributions have one"
             )
 
     @property
     def views(self) -> tuple[Parameter, ...]:
-        """The parameters that name a view."""
+        """Names of the parameters that take a view."""
         return tuple(p for p in self.parameters if p.takes == "view")
 
 
@@ -123,13 +125,13 @@ def _divergence(name: str, *parameters: Parameter, sound: bool = False, one_side
 
 
 SAMPLER = "sampler"
-"""What an importance ratio divides by, where a view is named: no view, but the log-probabilities that the tokens were sampled
-with, as the trace recorded them; where it did not, the policy that the run starts from."""
+"""Denominator of an importance ratio, used in place of a view: the log-probabilities at the time of sampling, as
+recorded in the trace, or else the initial policy."""
 
 _SHIPPED_DIVERGENCES = (
     _divergence("fkl", sound=True),
     _divergence("rkl"),
-    _divergence("jsd", inside("alpha", 0, 1, "; its ends are fkl and rkl")),
+    _divergence("jsd", inside("alpha", 0, 1, "; for the limits use fkl and rkl")),
     _divergence("skew", inside("alpha", 0, 1)),
     _divergence("skew_rkl", inside("alpha", 0, 1)),
     _divergence("mix", share("lam")),
@@ -171,19 +173,20 @@ CLIPS = ("pointwise_clip", "token_clip")
 
 @dataclass(frozen=True)
 class Shape:
-    """A function from a score to a token's weight."""
+    """Describe a function from a score to a token's weight."""
 
     name: str
     parameters: tuple[Parameter, ...] = ()
     implementation: str | Callable[..., Any] = ""
-    """`(score, **parameters)`, [N] each; asks for `valid`, `lengths` or `generator` by naming them."""
+    """`(score, **parameters)`, [N] each. The function receives `valid`, `lengths` or `generator` if it has parameters
+    of these names."""
     reads_batch: bool = field(kw_only=True)
-    """Whether it reads the whole batch (a rank, quantile, maximum, mean or normaliser of it), so that a training makes it over all
-    rows of an optimiser step. Every other shape is a token's or a row's own affair."""
+    """Whether it depends on the whole batch, e.g. on a rank, quantile, maximum, mean or normaliser. Training then
+    computes it over all rows of an optimiser step. Every other shape depends only on the token or its row."""
     unless: str | None = None
-    """The parameter that takes the statistic's place where it is given."""
+    """The parameter that replaces the batch statistic if it is set."""
     reads_set: bool = False
-    """Whether its score says of each token a set's values [N, M], the token's own first and NaN behind the last."""
+    """Whether its score gives each token the values of a set [N, M], with the token's own first and NaN as padding."""
 
 
 def _shape(
@@ -243,11 +246,12 @@ SHAPES: Registry[Shape] = Registry("shape", Shape, {s.name: s for s in _SHIPPED_
 
 @dataclass(frozen=True)
 class HintKindEntry:
-    """A kind of hint, named by a recipe: what the teacher reads and the student does not."""
+    """Describe a kind of hint that a recipe names: the text that the teacher reads and the student does not."""
 
     name: str
     needs: tuple[str, ...] = ()
-    """Needs that a run must meet for it, names of `recipes.needs.HOW`; a hint source may meet it (`core.extensions.HintSource.meets`)."""
+    """Needs that a run must meet for it, as names of `recipes.needs.HOW`. A hint source may meet them
+    (`core.extensions.HintSource.meets`)."""
     source: str = "critic"
     """The context maker that writes it, unless `inject.hint` names another: an entry of `core.extensions.HINT_SOURCES`."""
 

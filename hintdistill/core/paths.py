@@ -1,8 +1,8 @@
-"""Paths in the configuration: which fields are paths, and what they are relative to.
+"""Handle paths in the configuration: which fields are paths, and relative to which folder.
 
-A field that is a path has one of the types below. In a config file it is relative to the file, in a `key=value` override to the
-shell's folder; either way the configuration holds it absolute. What is no path stays as it is: the hub name of a model, the
-server's name of one, `package.module:Name`, the name of a shipped recipe.
+A field that is a path has one of the types below. In a config file it is relative to the file, and in a `key=value`
+override to the working directory; the configuration holds the absolute path. Other values do not change: the hub name
+of a model, a server's name for a model, `package.module:Name`, the name of a shipped recipe.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from hintdistill.core.models import is_hub_name, model_key
 
 @dataclass(frozen=True)
 class PathMark:
-    """Says that a field holds paths, of which kind, and when it does not."""
+    """Mark a field as holding paths, with their kind and the exceptions."""
 
     kind: Literal["input", "output", "model", "object", "recipe", "section"]
     unless: tuple[str, str] | None = None
-    """A key of the same section and its value with which the field is no path."""
+    """A key of the same section and the value for which this field is not a path."""
     of: type[BaseModel] | None = None
-    """With `section`: the section whose keys the field's mapping has."""
+    """With `section`: the section that defines the keys of the field's mapping."""
 
 
 ConfigPath = Annotated[str, PathMark("input")]
@@ -43,14 +43,14 @@ OutputPath = Annotated[str, PathMark("output")]
 ModelPath = Annotated[str, PathMark("model")]
 """A model folder or a hub name."""
 CriticModel = Annotated[str, PathMark("model", unless=("backend", "server"))]
-"""A model folder or a hub name; with a server, the server's name of the model."""
+"""A model folder or a hub name; with a server, the server's name for the model."""
 ObjectPath = Annotated[str, PathMark("object")]
 """`path/to/file.py:Name` or `package.module:Name`."""
 RecipeRef = Annotated[str | dict[str, Any], PathMark("recipe")]
 """The name of a recipe, a YAML file, or a mapping with `preset`."""
 
 Change = Callable[[str, PathMark, str], Any]
-"""Key, mark and value of a path → what is in its place."""
+"""Key, mark and value of a path → the value that replaces it."""
 
 
 def _model_of(annotation: Any) -> type[BaseModel] | None:
@@ -61,7 +61,7 @@ def _model_of(annotation: Any) -> type[BaseModel] | None:
 
 
 def mark_of(field: FieldInfo) -> PathMark | None:
-    """Return the mark of a field that holds paths, wherever in its annotation it stands; None of any other field."""
+    """Return the mark of a field that holds paths, at any depth of its annotation; None for other fields."""
     return next((m for m in field.metadata if isinstance(m, PathMark)), None) or _inner_mark(field.annotation)
 
 
@@ -72,8 +72,8 @@ def _inner_mark(annotation: Any) -> PathMark | None:
 
 
 def map_paths(data: Mapping[str, Any], section: type[BaseModel], change: Change, prefix: str = "") -> dict[str, Any]:
-    """Return a copy of a section's plain data with every path changed; what is not valid is left for validation to
-    say."""
+    """Return a copy of a section's plain data with every path changed; invalid data is left for validation to
+    report."""
     out = dict(data)
     for name, field in section.model_fields.items():
         value, key = data.get(name), f"{prefix}{name}"
@@ -107,7 +107,7 @@ def _map(value: Any, key: str, mark: PathMark, change: Change) -> Any:
 
 
 def recipe_paths(recipe: Mapping[str, Any], key: str, change: Change) -> dict[str, Any]:
-    """Return a copy of a recipe's plain data with its paths changed: the recipe it starts from and its teacher's
+    """Return a copy of a recipe's plain data with its paths changed: the recipe that it extends, and its teacher's
     model."""
     out, teacher = dict(recipe), recipe.get("teacher")
     if isinstance(recipe.get("preset"), str):
@@ -124,8 +124,8 @@ def resolve_paths(
     """Return a copy of a config's plain data with absolute paths.
 
     Args:
-        file: where the data was read from; None if all of it comes from the shell.
-        overridden: keys that were set by overrides, whose paths are relative to the shell's folder.
+        file: the file from which the data was read; None if all of it comes from the command line.
+        overridden: keys that were set by overrides, whose paths are relative to the working directory.
 
     Raises:
         ConfigError: see `relative_to_file`.
@@ -140,11 +140,11 @@ def resolve_paths(
 
 
 def relative_to_file(file: Path, key: str, mark: PathMark, value: str) -> str:
-    """Return the absolute path of what a file says under a key.
+    """Return the absolute path for a value that a config file gives to a key.
 
     Raises:
-        ConfigError: it is not there, but would be if it were relative to the shell's folder, as it was in releases before;
-            the text names the new spelling.
+        ConfigError: nothing exists there, but something does relative to the working directory, as in earlier releases;
+            the message gives the new spelling.
     """
     base, shell = file.parent.resolve(), Path.cwd()
     path, before = absolute(value, mark, base), absolute(value, mark, shell)
@@ -152,14 +152,14 @@ def relative_to_file(file: Path, key: str, mark: PathMark, value: str) -> str:
         return path
     new = os.path.relpath(_place(before, mark), base) + value[len(_place(value, mark)) :]
     raise ConfigError(
-        f"{file}: {key}: {value} is in the working directory, not beside the config file",
+        f"{file}: {key}: {value} is relative to the working directory, not to the config file",
         hint=f"paths in a config file are relative to the file; write {new}",
     )
 
 
 def absolute(value: str, mark: PathMark, base: Path) -> str:
-    """Return the path as an absolute one; what is no path as it is. A hub name that is also a folder below `base` is
-    the folder."""
+    """Return the absolute path; return a value that is not a path as it is. A hub name that is also a folder below
+    `base` means the folder."""
     place = _place(value, mark)
     if not place or (mark.kind == "model" and is_hub_name(value) and not (base / value).is_dir()):
         return value
@@ -170,7 +170,7 @@ def absolute(value: str, mark: PathMark, base: Path) -> str:
 
 
 def _place(value: str, mark: PathMark) -> str:
-    """Return the part of a value that is a path; empty if it is not one."""
+    """Return the part of a value that is a path; empty if it has no such part."""
     if mark.kind == "object":
         file = value.rpartition(":")[0]
         return file if file.endswith(".py") else ""
@@ -188,10 +188,11 @@ def _exists(value: str, mark: PathMark) -> bool:
 
 
 def contents(data: Mapping[str, Any], section: type[BaseModel]) -> dict[str, Any]:
-    """Return a copy of a config's plain data with the content of what paths lead to in their place.
+    """Return a copy of a config's plain data in which the content of files and folders replaces their paths.
 
-    Two configurations that read the same bytes are equal in it, wherever their files are: a glob stands for what it matches,
-    by name below the folder where its signs begin. Paths that are written to are None; what is not there stays a path.
+    Two configurations that read the same bytes are then equal, wherever their files are. A glob is replaced by its
+    matches, named relative to the folder at which its wildcards begin. Output paths become None; paths to nothing stay
+    as they are.
     """
 
     def change(key: str, mark: PathMark, value: str) -> Any:
@@ -206,7 +207,7 @@ def contents(data: Mapping[str, Any], section: type[BaseModel]) -> dict[str, Any
 
 
 def content_of(path: Path) -> str:
-    """Hash of a file's or a folder's content, 16 hexadecimal digits; of a model folder, its key."""
+    """Return a hash of a file's or folder's content, 16 hexadecimal digits; for a model folder, return its key."""
     if any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
         return str(model_key(path))
     digest = hashlib.sha256()
@@ -217,7 +218,7 @@ def content_of(path: Path) -> str:
 
 
 def _content_of_glob(pattern: str) -> str:
-    """Hash of the names and contents of what a pattern matches; the pattern itself if nothing does."""
+    """Return a hash of the names and contents of a pattern's matches, or the pattern itself if nothing matches."""
     found = {p for p in map(Path, glob.glob(pattern, recursive=True)) if p.is_file() or p.is_dir()}  # noqa: PTH207
     if not found:
         return pattern
@@ -236,6 +237,7 @@ def _unescape(part: str) -> str:
 
 
 def object_content(spec: str) -> str:
-    """`path/to/file.py:Name` with the content of the file in the place of its path; `package.module:Name` as it is."""
+    """Return `path/to/file.py:Name` with the file's content in place of the path, and `package.module:Name` as it
+    is."""
     place = _place(spec, PathMark("object"))
     return content_of(Path(place)) + spec[len(place) :] if place and Path(place).is_file() else spec

@@ -1,4 +1,5 @@
-"""Values as JSON: dataclasses, models and arrays become objects, lists and numbers; what JSON has no number for is null. Torch-free."""
+"""Convert values to JSON: dataclasses, models and arrays become objects, lists and numbers; numbers that JSON lacks
+become null. Torch-free."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from pydantic import BaseModel
 
 
 def plain(value: Any) -> Any:
-    """Return a value as `json.dumps(…, allow_nan=False)` takes it. Raises TypeError for what has no such form."""
+    """Return a value in a form that `json.dumps(…, allow_nan=False)` accepts. Raises TypeError for a type without such
+    a form."""
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float | np.floating):

@@ -1,7 +1,8 @@
-"""Several servers of the same weights, asked as one: each request goes to the live one with the fewest under way.
+"""Use several servers of the same weights as one: each request goes to the available server with the fewest open
+requests.
 
-A server that is gone loses its share to the others: what it was asked is asked of another, and a note names it. It is tried again
-after `REVIVE_S` seconds, and at once if no other is left. Only when all are gone is the request an error, as with one server.
+If a server fails, its requests go to the others, and a note names it. It is tried again after `REVIVE_S` seconds, or at
+once if no other server is left. A request fails only if all servers fail.
 """
 
 from __future__ import annotations
@@ -26,58 +27,58 @@ from hintdistill.core.http import (
 )
 
 REVIVE_S = 60.0
-"""Seconds after which a server that was gone is asked again."""
+"""Seconds after which a failed server is tried again."""
 
 
 @dataclass
 class Member:
-    """One server of the pool."""
+    """Describe one server of the pool."""
 
     client: HttpClient
     under_way: int = 0
-    """Requests that it has not answered."""
+    """Number of open requests."""
     asked: int = 0
-    """Requests that it was ever sent."""
+    """Number of requests sent to it in total."""
     gone_since: float | None = None
     """Monotonic time at which it failed; None while it answers."""
 
 
 class ServerPool:
-    """Asks one of several servers; see `HttpClient`, whose calls it has."""
+    """Send requests to one of several servers; the methods are those of `HttpClient`."""
 
     def __init__(self, server: Server, more_urls: Sequence[str] = ()) -> None:
-        """Check that every server may be asked; nothing is sent.
+        """Check that requests to every server are allowed; send nothing.
 
         Args:
-            server: the first one, and how all of them are asked.
+            server: the first server, with the settings for all of them.
             more_urls: addresses of the others.
 
         Raises:
-            ConfigError: see `HttpClient`, of any of them.
+            ConfigError: see `HttpClient`; raised for any of the servers.
         """
         urls = dict.fromkeys((server.base_url, *more_urls))
         self.members = [Member(HttpClient(replace(server, base_url=url))) for url in urls]
         self.url = self.members[0].client.url
-        """The first one's address as it may be shown."""
+        """Address of the first server, in a form that may be shown."""
         self._said: list[str] = [note for m in self.members for note in m.client.notes]
         self._lock = threading.Lock()
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is worth saying about how the servers are reached, and which of them were gone."""
+        """Notes about how the servers are reached, and which of them failed."""
         with self._lock:
             return tuple(self._said)
 
     def get(self, path: str, *, timeout_s: float | None = None, retries: int | None = None) -> Answer:
-        """Ask for what is at `path` of one of them. Raises what `HttpClient.get` raises, if all fail."""
+        """Send a GET request for `path` to one of them. Raises the errors of `HttpClient.get` if all fail."""
         return self._ask(lambda client: client.get(path, timeout_s=timeout_s, retries=retries))
 
     def post(self, path: str, body: Any, *, most_bytes: int = MOST_BYTES) -> Answer:
-        """Send a JSON body to one of them. Raises what `HttpClient.post` raises, if all fail."""
+        """Send a JSON body to one of them. Raises the errors of `HttpClient.post` if all fail."""
         return self._ask(lambda client: client.post(path, body, most_bytes=most_bytes))
 
     def each(self, path: str) -> list[tuple[HttpClient, Answer]]:
-        """Ask every server that can be reached for what is at `path`. Raises UnreachableError if none can be."""
+        """Send a GET request for `path` to every server that can be reached. Raises UnreachableError if none can be."""
         out, failure = list[tuple[HttpClient, Answer]](), None
         for member in self.members:
             try:
@@ -90,7 +91,7 @@ class ServerPool:
         return out
 
     def _ask(self, ask: Callable[[HttpClient], Answer]) -> Answer:
-        """Ask servers, one after another, until one answers. Raises the last one's error where none does."""
+        """Try the servers in turn until one answers. Raises the last server's error if none does."""
         tried: list[Member] = []
         while (member := self._take(tried)) is not None:
             tried.append(member)
@@ -114,7 +115,7 @@ class ServerPool:
         raise failure
 
     def _take(self, tried: Sequence[Member]) -> Member | None:
-        """Return the live server with the fewest requests under way, then those that were gone; None if all were
+        """Return the available server with the fewest open requests, else one that failed earlier; None if all were
         tried."""
         with self._lock:
             left = [m for m in self.members if m not in tried]
@@ -132,7 +133,8 @@ class ServerPool:
             if member.gone_since is None and len(self.members) > 1:
                 what = member.client.server.what
                 self._said.append(
-                    f"{what} at {member.client.url} is gone, and the other servers are asked: {error.message}"
+                    f"{what} at {member.client.url} does not answer; its requests go to the other servers: "
+                    f"{error.message}"
                 )
             member.gone_since = time.monotonic()
 

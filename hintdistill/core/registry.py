@@ -1,8 +1,8 @@
-"""A registry: the named entries of one kind of part, with the nearest name if there is no such entry.
+"""Keep registries: named entries of one kind of part. An unknown name is answered with the nearest one.
 
-Entries come from three places: this package (imported when first asked for), a caller's `register`, and installed packages,
-through an entry-point group. An entry carries everything that the rest of the package asks about its part, so that a new
-one touches no other file. Its implementation may be a `module:name`, so that entries stay free of heavy imports.
+Entries come from three sources: this package (imported on first use), a caller's `register`, and installed packages
+through an entry-point group. An entry holds everything that the rest of the package needs to know about its part, so
+adding one changes no other file. Its implementation may be a `module:name`, which keeps entries free of heavy imports.
 """
 
 from __future__ import annotations
@@ -20,22 +20,23 @@ E = TypeVar("E")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Return ` (did you mean …?)`, or nothing if no known word is spelled alike."""
+    """Return ` (did you mean …?)`, or an empty string if no known word is spelled alike."""
     words = list(known)
     found = [k for k in words if k.lower() == word.lower()] or difflib.get_close_matches(word, words, 1, 0.5)
     return f" (did you mean `{found[0]}`?)" if found else ""
 
 
 def require(word: str, known: Iterable[str], what: str) -> str:
-    """Return the word itself. Raises ValueError with the nearest known one."""
+    """Return the word itself. Raises ValueError with the nearest known word."""
     words = list(known)
     if word not in words:
-        raise ValueError(f"unknown {what} `{word}`{nearest(word, words)}; there are {', '.join(words)}")
+        raise ValueError(f"unknown {what} `{word}`{nearest(word, words)}; known are {', '.join(words)}")
     return word
 
 
 def loaded(implementation: Any) -> Any:
-    """Return what `module:name`, or a module's name, stands for; anything but text is returned as it is.
+    """Return the object for `module:name`, or the module for a module's name; return other values than text as they
+    are.
 
     Raises:
         ConfigError: it cannot be imported.
@@ -53,16 +54,16 @@ def loaded(implementation: Any) -> Any:
 
 
 class Registry(Generic[E]):
-    """The entries of one kind by name; see the module."""
+    """Hold the entries of one kind by name; see the module's docstring."""
 
     def __init__(self, what: str, entry: type, shipped: Mapping[str, E | str], *, group: str | None = None) -> None:
         """Make a registry.
 
         Args:
-            what: the kind in words, for errors: `trace format`.
-            entry: class or runtime protocol of an entry; its name is its `name` or `NAME`.
-            shipped: this package's own entries, or the `module:name` of each, in their order.
-            group: entry-point group in which installed packages offer more.
+            what: the kind in words, for errors, e.g. `trace format`.
+            entry: class or runtime protocol of an entry; the attribute `name` or `NAME` holds the entry's name.
+            shipped: this package's own entries in order, or the `module:name` of each.
+            group: entry-point group through which installed packages add entries.
         """
         self.what, self.group, self._entry = what, group, entry
         self._shipped: dict[str, E | str] = dict(shipped)
@@ -70,20 +71,20 @@ class Registry(Generic[E]):
         self._installed: dict[str, E] | None = None if group is not None else {}
 
     def register(self, entry: E) -> E:
-        """Add an entry and return it. Raises ConfigError if it lacks something, or its name is taken."""
+        """Add an entry and return it. Raises ConfigError if it lacks an attribute, or its name is taken."""
         name = self._name(self._checked(entry, ""))
         if name in self._shipped or name in self._registered or name in (self._installed or {}):
-            raise ConfigError(f"the {self.what} `{name}` is registered already")
+            raise ConfigError(f"the {self.what} `{name}` is already registered")
         self._registered[name] = entry
         return entry
 
     def remove(self, name: str) -> None:
-        """Take a registered entry away again. Raises ConfigError for any other name."""
+        """Remove a registered entry. Raises ConfigError for any other name."""
         if self._registered.pop(name, None) is None:
             raise ConfigError(f"the {self.what} `{name}` was not registered by a caller")
 
     def refresh(self) -> None:
-        """Forget what installed packages offered; the next question asks them again."""
+        """Forget the entries of installed packages; the next access reads them again."""
         self._installed = None if self.group is not None else {}
 
     def get(self, name: str) -> E:
@@ -113,7 +114,7 @@ class Registry(Generic[E]):
         return tuple(self.get(n) for n in self.names())
 
     def outside(self) -> tuple[E, ...]:
-        """Return the entries that are not this package's own: installed ones, then registered ones."""
+        """Return the entries from outside this package: installed ones, then registered ones."""
         return (*self._offered().values(), *self._registered.values())
 
     def __contains__(self, name: object) -> bool:
@@ -123,7 +124,7 @@ class Registry(Generic[E]):
         return iter(self.names())
 
     def _offered(self) -> dict[str, E]:
-        """Return the entries of installed packages, by name; asked for once."""
+        """Return the entries of installed packages by name; they are loaded once."""
         if self._installed is None:
             found: dict[str, E] = {}
             for point in sorted(importlib.metadata.entry_points(group=self.group or ""), key=lambda p: p.name):
@@ -159,10 +160,10 @@ class Registry(Generic[E]):
 
 
 class Implementations(Mapping[str, Any]):
-    """The implementations of a registry's entries by name, each imported when it is asked for."""
+    """Map the names of a registry's entries to their implementations, each imported on access."""
 
     def __init__(self, registry: Registry[Any], which: Callable[[Any], bool] = lambda entry: True) -> None:
-        """Make the mapping of the entries that `which` accepts; the others are unknown to it."""
+        """Map only the entries that `which` accepts."""
         self._registry, self._which = registry, which
 
     def __getitem__(self, name: str) -> Any:
@@ -179,13 +180,13 @@ class Implementations(Mapping[str, Any]):
 
 @dataclass(frozen=True)
 class NameIn:
-    """Marks a field of a pydantic model as the name of an entry: `Annotated[str, NameIn(ENGINES)]`."""
+    """Mark a field of a pydantic model as the name of an entry: `Annotated[str, NameIn(ENGINES)]`."""
 
     registry: Registry[Any]
 
     @property
     def choices(self) -> str:
-        """The names that may be there."""
+        """The names that are allowed."""
         return ", ".join(self.registry.names())
 
     def __repr__(self) -> str:

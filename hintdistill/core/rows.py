@@ -1,7 +1,7 @@
-"""Rows that stay on disk: of each, memory holds where it begins and a hash of its key.
+"""Read rows that stay on disk: memory holds only the offset of each row and a hash of its key.
 
-A run of 100,000 traces has as many rows in every file. A stage needs one of them at a time, and to know which are there. So a file
-is walked once, a hash and an offset are kept of each row (16 bytes), and a row is parsed when it is taken.
+A run of 100,000 traces has as many rows in every file. A stage needs one row at a time, and the set of keys. So a file
+is read once, a hash and an offset of each row are kept (16 bytes), and a row is parsed on access.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from hintdistill.core.storage import LINE, JsonlStore, parse_row
 
 T = TypeVar("T")
 _KEY = re.compile(rb'\{"key":"([^"\\]+)"')
-"""How a row begins that this package wrote."""
+"""Beginning of a row that this package wrote."""
 
 
 def _hashed(key: str) -> int:
@@ -29,33 +29,33 @@ def _hashed(key: str) -> int:
 
 
 def _sorted(hashes: array[int], offsets: array[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Hashes in ascending order with their offsets; equal hashes in the order in which they came."""
+    """Return hashes in ascending order with their offsets; equal hashes keep their order."""
     found = np.array(hashes, np.uint64)
     order = np.argsort(found, kind="stable")
     return found[order], np.array(offsets, np.uint64)[order]
 
 
 class _File:
-    """A file of rows, open for reading at any offset; reopened in another process and after a fork of its object."""
+    """Hold a file of rows open for reading at any offset. It is reopened in another process and after a fork."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._stream: BinaryIO | None = None
 
     def line(self, at: int, most: int = -1) -> bytes:
-        """Return the line that begins at an offset, or at most so many bytes of it."""
+        """Return the line at an offset, or at most the given number of its bytes."""
         if self._stream is None:
             self._stream = self.path.open("rb")
         self._stream.seek(at)
         return self._stream.readline(most)
 
     def key(self, at: int) -> str:
-        """Return the key of the row that begins at an offset."""
+        """Return the key of the row at an offset."""
         begun = _KEY.match(self.line(at, 128))
         return begun.group(1).decode("utf-8", "surrogatepass") if begun else str(self.row(at)["key"])
 
     def row(self, at: int) -> dict[str, Any]:
-        """Return the row that begins at an offset. Raises InputError if it is not one; names file and offset."""
+        """Return the row at an offset. Raises InputError, with file and offset, if there is no valid row."""
         return parse_row(self.line(at), f"{self.path}, byte {at}")
 
     def __getstate__(self) -> dict[str, Any]:
@@ -67,10 +67,10 @@ class _File:
 
 
 class Rows:
-    """The newest row of each key of a file; those that are appended later are not seen."""
+    """Give access to the newest row of each key of a file. Rows appended later are not seen."""
 
     def __init__(self, store: JsonlStore) -> None:
-        """Walk the file once. Raises InputError for a line without a key, naming it."""
+        """Index the file. Raises InputError, which names the line, for a line without a key."""
         self.path = store.path
         self._file = _File(store.path)
         hashes, offsets = array("Q"), array("Q")
@@ -80,14 +80,14 @@ class Rows:
         self._hashes, self._offsets = _sorted(hashes, offsets)
 
     def __len__(self) -> int:
-        """Number of distinct keys, up to equal hashes."""
+        """Return the number of distinct keys; keys with equal hashes count once."""
         return len(np.unique(self._hashes))
 
     def __contains__(self, key: object) -> bool:
         return isinstance(key, str) and self.place(key) is not None
 
     def place(self, key: str) -> int | None:
-        """Return where the newest row with a key begins; None if there is none."""
+        """Return the offset of the newest row with a key; None if there is no such row."""
         wanted = np.uint64(_hashed(key))
         end = int(np.searchsorted(self._hashes, wanted, side="right"))
         while end and self._hashes[end - 1] == wanted:
@@ -99,7 +99,7 @@ class Rows:
         return None
 
     def get(self, key: str) -> dict[str, Any] | None:
-        """Return the newest row with a key, parsed; None if there is none. Raises InputError if its line is
+        """Return the newest row with a key, parsed; None if there is no such row. Raises InputError if its line is
         damaged."""
         at = self.place(key)
         return None if at is None else self._file.row(at)
@@ -111,12 +111,13 @@ class Rows:
         return row
 
     def grouped(self, keys: Iterable[str], field: str) -> Grouped:
-        """Return the rows with these keys, found by the string that each has in `field`; see `Grouped`."""
+        """Return the rows with these keys, grouped by the string in `field`; see `Grouped`."""
         return Grouped(self, keys, field)
 
 
 class Grouped:
-    """Rows by one of their fields, in the order of their keys: all critiques of a trace, all injections of a trace."""
+    """Group rows by one of their fields, in the order of their keys: e.g. all critiques or all injections of a
+    trace."""
 
     def __init__(self, rows: Rows, keys: Iterable[str], field: str) -> None:
         """Read the field of each row once. Raises InputError if the file lacks a key."""
@@ -140,11 +141,11 @@ class Grouped:
         return begun.group(1).decode("utf-8", "surrogatepass") if begun else str(self._file.row(at)[self.field])
 
     def values(self) -> Iterator[str]:
-        """Return the value of each row, in the order of the file."""
+        """Return the value of each row, in file order."""
         return (self._value(int(at)) for at in np.sort(self._offsets))
 
     def of(self, value: str) -> list[dict[str, Any]]:
-        """Return the rows that have this value, in the order of their keys."""
+        """Return the rows with this value, in the order of their keys."""
         wanted = np.uint64(_hashed(value))
         start, end = (int(np.searchsorted(self._hashes, wanted, side=s)) for s in ("left", "right"))
         found = (self._file.row(int(at)) for at in self._offsets[start:end])
@@ -152,10 +153,10 @@ class Grouped:
 
 
 class KeySet(Set[str]):
-    """A set of keys as adjacent bytes: a fifth of the memory of a set of strings."""
+    """Hold a set of keys as contiguous bytes, in a fifth of the memory of a set of strings."""
 
     def __init__(self, keys: Iterable[str]) -> None:
-        """Take the keys in, a bounded number at a time."""
+        """Read the keys, a bounded number at a time."""
         parts = [np.array([k.encode("utf-8", "surrogatepass") for k in some]) for some in chunks(keys, 1 << 14)]
         self._keys = np.unique(np.concatenate(parts)) if parts else np.array([], "S1")
 
@@ -174,7 +175,7 @@ class KeySet(Set[str]):
 
 
 class OnDemand(Mapping[str, T], Generic[T]):
-    """A mapping whose values are made when they are taken, and not kept."""
+    """Map keys to values that are made on access and not kept."""
 
     def __init__(self, keys: Iterable[str], make: Callable[[str], T]) -> None:
         self._keys, self._make = dict.fromkeys(keys), make
@@ -192,10 +193,10 @@ class OnDemand(Mapping[str, T], Generic[T]):
 
 
 class Lazy(Sequence[T], Generic[T]):
-    """A sequence that is made again each time it is walked, so that nothing of it is kept."""
+    """Represent a sequence that is made anew on each iteration and not kept in memory."""
 
     def __init__(self, make: Callable[[], Iterator[T]], length: int | None = None) -> None:
-        """Take what makes its members; without `length`, the first call of `len` counts them."""
+        """Take the function that makes the members. Without `length`, the first call of `len` counts them."""
         self._make, self._length = make, length
 
     def __iter__(self) -> Iterator[T]:
@@ -213,7 +214,7 @@ class Lazy(Sequence[T], Generic[T]):
     def __getitem__(self, at: slice) -> Sequence[T]: ...
 
     def __getitem__(self, at: int | slice) -> T | Sequence[T]:
-        """Return one member, or some, by walking there."""
+        """Return one member or a slice, by iterating up to it."""
         if isinstance(at, slice):
             return list(itertools.islice(self._make(), *at.indices(len(self))))
         if at < 0:
@@ -224,7 +225,7 @@ class Lazy(Sequence[T], Generic[T]):
 
 
 class Picked(Sequence[T], Generic[T]):
-    """Some members of a sequence, in an order of their own; each is taken again, so that nothing of it is kept."""
+    """Select some members of a sequence in a given order. Each is fetched on access and not kept."""
 
     def __init__(self, source: Sequence[T], numbers: Sequence[int]) -> None:
         self._source, self._numbers = source, array("Q", numbers)
@@ -239,21 +240,21 @@ class Picked(Sequence[T], Generic[T]):
     def __getitem__(self, at: slice) -> Picked[T]: ...
 
     def __getitem__(self, at: int | slice) -> T | Picked[T]:
-        """Return one member, or some, of which nothing is taken yet."""
+        """Return one member, or a slice whose members are not fetched yet."""
         if isinstance(at, slice):
             return Picked(self._source, self._numbers[at])
         return self._source[self._numbers[at]]
 
 
 def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Lists of `size` items each, in order; the last one may be shorter."""
+    """Yield lists of `size` items each, in order; the last list may be shorter."""
     walk = iter(items)
     while found := list(itertools.islice(walk, size)):
         yield found
 
 
 def _keys(path: Path) -> Iterator[tuple[str, int]]:
-    """Yield the key of each whole line and where it begins. Raises InputError for a line without one."""
+    """Yield the key and the offset of each whole line. Raises InputError for a line without a key."""
     if not path.is_file():
         return
     at = 0

@@ -1,12 +1,13 @@
-"""JSON schemas from outside: whether arguments break one, in bounded time, and without fetching anything.
+"""Check arguments against JSON schemas from outside, in bounded time and without fetching anything.
 
-A trace's tool schemas are data from outside, and a schema is a program: a pattern may backtrack for hours, references may
-multiply, a reference may name a URL or a file of this machine. So no reference is ever fetched; a schema without patterns, whose
-references lead to a small tree, is judged here, in time that its size bounds; every other one is judged in a helper process
-that the kernel ends after `CPU_SECONDS` of computing or at `MEMORY_BYTES`. A schema that is at fault, or that needs
-more, cannot judge the call: `CannotJudge`, never a verdict.
+The tool schemas of a trace are data from outside, and a schema is a program: a pattern may backtrack for hours,
+references may multiply, and a reference may name a URL or a file of this machine. So no reference is ever fetched. A
+schema without patterns, whose references form a small tree, is evaluated in this process, in time bounded by its size.
+Every other schema is evaluated in a helper process that the kernel ends after `CPU_SECONDS` of computing or at
+`MEMORY_BYTES`. A schema that is invalid or needs more raises `CannotJudge` and never gives a verdict.
 
-The helper is `python -c "from hintdistill.core.schemas import serve; serve()"`: one line of JSON in, one line out. POSIX only.
+The helper is `python -c "from hintdistill.core.schemas import serve; serve()"`: it reads one line of JSON and writes
+one line. POSIX only.
 """
 
 from __future__ import annotations
@@ -27,17 +28,17 @@ from typing import Any
 from hintdistill.core.errors import InputError
 
 CPU_SECONDS = 0.25
-"""What one call may take in the helper; an ordinary one takes a thousandth of it."""
+"""Computing time of one check in the helper, seconds; an ordinary check takes a thousandth of it."""
 WALL_SECONDS = 60.0
-"""After so long without an answer the helper is ended, however little it has computed."""
+"""Seconds without an answer after which the helper is ended, however little it has computed."""
 MEMORY_BYTES = 2 * 2**30
-"""Address space of the helper."""
+"""Largest address space of the helper."""
 MOST_VISITS = 200_000
-"""Places of a schema times places of the arguments, up to which a schema is judged in this process."""
+"""Limit on nodes of the schema times nodes of the arguments, up to which a schema is evaluated in this process."""
 TEXT = 100
-"""Characters of a string that count as one more place."""
+"""Number of characters of a string that count as one more node."""
 MOST_ERRORS = 1_000
-"""Violations of one call; a schema that finds more cannot judge it."""
+"""Limit on violations in one call; above it the schema cannot judge the call."""
 
 _NEEDS_BOUND = frozenset(
     {
@@ -52,35 +53,35 @@ _NEEDS_BOUND = frozenset(
         "$dynamicAnchor",
     }
 )
-"""Keywords whose cost the size of the schema does not bound, or that change what a reference means."""
+"""Keywords whose cost is not bounded by the schema's size, or that change the meaning of references."""
 
 
 class CannotJudge(InputError):
-    """A schema says nothing of a call: it is at fault, refers elsewhere, or would take too long."""
+    """A schema cannot judge a call: it is invalid, refers to another document, or would take too long."""
 
 
 @dataclass(frozen=True)
 class Violation:
-    """One place of the arguments that the schema does not allow."""
+    """Describe one part of the arguments that violates the schema."""
 
     path: tuple[str | int, ...]
-    """Where, from the root of the arguments."""
+    """Path from the root of the arguments."""
     rule: str
-    """The keyword that is broken: `type`, `required`, `enum`, ..."""
+    """The violated keyword: `type`, `required`, `enum`, ..."""
     expected: Any
-    """What the schema has under that keyword."""
+    """The schema's value for that keyword."""
     value: Any
-    """What is there instead."""
+    """The value found in the arguments."""
     schema: Any
-    """The part of the schema that was broken."""
+    """The part of the schema that was violated."""
     message: str
 
 
 def violations(schema: Any, args: Any) -> list[Violation]:
-    """Return what of `args` breaks `schema` (draft 2020-12), in the order of their paths; none if they are valid.
+    """Return the violations of `schema` (draft 2020-12) by `args`, ordered by path; empty if `args` are valid.
 
     Raises:
-        CannotJudge: the schema is no schema, refers to something outside itself, or needs more than the bound.
+        CannotJudge: the schema is invalid, refers to another document, or exceeds the limits.
     """
     _validator()
     try:
@@ -95,12 +96,12 @@ def violations(schema: Any, args: Any) -> list[Violation]:
 
 
 class _Unbounded(Exception):
-    """The size of a schema does not say what judging by it costs."""
+    """The schema's size does not bound the cost of evaluating it."""
 
 
 def _visits(schema: Any, args: Any) -> int:
-    """Return an upper bound of the comparisons between places of the arguments and of the schema; very large if
-    nothing bounds it."""
+    """Return an upper bound on the comparisons between nodes of the arguments and of the schema; very large without a
+    bound."""
     try:
         left = MOST_VISITS // (1 + _places(args, MOST_VISITS))
         _expand(schema, schema, [left], ())
@@ -125,7 +126,7 @@ def _places(value: Any, most: int) -> int:
 
 
 def _expand(node: Any, root: Any, left: list[int], inside: tuple[str, ...]) -> None:
-    """Walk a schema with its own references followed. Raises _Unbounded for one that is no small tree."""
+    """Expand a schema along its internal references. Raises _Unbounded unless the result is a small tree."""
     left[0] -= 1 + (len(node) // TEXT if isinstance(node, str) else 0)
     if left[0] < 0:
         raise _Unbounded
@@ -147,7 +148,7 @@ def _expand(node: Any, root: Any, left: list[int], inside: tuple[str, ...]) -> N
 
 
 def _pointed(root: Any, reference: str) -> Any:
-    """Return what a reference into the schema itself stands for. Raises _Unbounded for any other."""
+    """Return the target of a reference into the schema itself. Raises _Unbounded for any other reference."""
     if reference != "#" and not reference.startswith("#/"):
         raise _Unbounded
     node = root
@@ -161,7 +162,7 @@ def _pointed(root: Any, reference: str) -> Any:
 
 @functools.cache
 def _validator() -> Any:
-    """Return the validator class and a registry that knows the drafts' own schemas and retrieves nothing."""
+    """Return the validator class and a registry that holds the drafts' own schemas and fetches nothing."""
     import jsonschema
     from jsonschema_specifications import REGISTRY
 
@@ -169,7 +170,7 @@ def _validator() -> Any:
 
 
 def _judge(schema: Any, args: Any) -> list[Violation]:
-    """Judge without a bound. Raises CannotJudge, and whatever the validator raises for a schema that is none."""
+    """Check without a limit. Raises CannotJudge, and the validator's own errors for an invalid schema."""
     found: list[Violation] = []
     for error in _validator()(schema).iter_errors(args):
         if len(found) == MOST_ERRORS:
@@ -188,20 +189,20 @@ def _judge(schema: Any, args: Any) -> list[Violation]:
 
 
 def _said(error: BaseException) -> str:
-    """Return one short line of what went wrong."""
+    """Return a one-line description of an error."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__
 
 
 class _Helper:
-    """A process that judges, made when it is needed and again after it was ended."""
+    """Run a helper process that evaluates schemas. It starts on demand, and again after it was ended."""
 
     def __init__(self) -> None:
         self.process: subprocess.Popen[bytes] | None = None
         self.owner = os.getpid()
 
     def ask(self, line: bytes) -> bytes | None:
-        """Return the answer to a request, None if the helper was ended over it."""
+        """Return the answer to a request; None if the helper was ended during it."""
         if self.owner != os.getpid():
             # a fork: the pipes are the parent's
             self.owner, self.process = os.getpid(), None
@@ -222,7 +223,7 @@ class _Helper:
         return answer or None
 
     def end(self) -> None:
-        """End the helper of this process."""
+        """End this process's helper."""
         process, self.process = self.process, None
         if process is not None and self.owner == os.getpid():
             process.kill()
@@ -234,7 +235,7 @@ class _Helper:
 
 
 def _started() -> subprocess.Popen[bytes]:
-    """Return a helper that is ready. Raises RuntimeError if it does not start: that says nothing of a schema."""
+    """Return a helper that is ready. Raises RuntimeError if it does not start, which says nothing about the schema."""
     process = subprocess.Popen(
         [sys.executable, "-c", "from hintdistill.core.schemas import serve; serve()"],
         stdin=subprocess.PIPE,
@@ -247,13 +248,16 @@ def _started() -> subprocess.Popen[bytes]:
     assert process.stdout is not None and process.stderr is not None
     if process.stdout.readline() != READY:
         _, said = process.communicate()
-        raise RuntimeError(f"the helper that judges schemas does not start: {said.decode(errors='replace')[-500:]}")
+        raise RuntimeError(
+            f"the helper process that evaluates schemas does not start: {said.decode(errors='replace')[-500:]}"
+        )
     process.stderr.close()
     return process
 
 
 def _environment() -> dict[str, str]:
-    """The helper finds the same packages as this process, and nothing beside the working directory."""
+    """Return an environment in which the helper finds the same packages as this process, without the working
+    directory."""
     return {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "PYTHONSAFEPATH": "1"}
 
 
@@ -261,17 +265,17 @@ READY = b"ready\n"
 _helper, _lock = _Helper(), threading.Lock()
 atexit.register(_helper.end)
 _ENDED: set[str] = set()
-"""Digests of requests that the helper was ended over, so that each takes its time once."""
+"""Digests of requests during which the helper was ended, so that each costs its time only once."""
 
 
 def _asked(request: str) -> list[list[Any]]:
-    """Return what the helper finds. Raises CannotJudge."""
+    """Return the helper's result. Raises CannotJudge."""
     digest = hashlib.sha256(request.encode()).hexdigest()
     with _lock:
         answer = None if digest in _ENDED else _helper.ask(request.encode())
         if answer is None:
             _ENDED.add(digest)
-            raise CannotJudge(f"it takes more than {CPU_SECONDS:g} s of computing, or too much memory")
+            raise CannotJudge(f"its evaluation takes more than {CPU_SECONDS:g} s of computing, or too much memory")
     said = json.loads(answer)
     if isinstance(said, str):
         raise CannotJudge(said)
@@ -279,7 +283,7 @@ def _asked(request: str) -> list[list[Any]]:
 
 
 def serve() -> None:
-    """Judge one request after another from the standard input, each within the bound, until it ends."""
+    """Evaluate requests from standard input one after another, each within the limits, until the input ends."""
     import resource
     import signal
 

@@ -1,7 +1,7 @@
-"""The boundary types that hold numbers: what an engine is asked, what it says, and what is made of it.
+"""Define the boundary types that hold numbers: requests to an engine, its scores, and the targets made from them.
 
-Frozen dataclasses of numpy arrays; torch-free. Shape legend: S sequence tokens, T step tokens, K kept vocabulary entries
-per position, G gathered ids. All log-probabilities are natural logarithms (nats).
+They are frozen dataclasses of numpy arrays. Torch-free. Shape legend: S sequence tokens, T step tokens, K kept
+vocabulary entries per position, G gathered ids. All log-probabilities are natural logarithms (nats).
 """
 
 from __future__ import annotations
@@ -17,22 +17,24 @@ from hintdistill.core.plain import plain
 from hintdistill.core.types import Fidelity, Split, TargetKind
 
 Choice = Literal["only", "best", "outranked", "other_level"]
-"""A hint's place among several for one finding: the best of its level, outranked by another of its level, or the best of a level that
-is not trained on."""
+"""Rank of a hint among several for one finding: the only one, the best of its level, outranked by another of its level,
+or the best of a level that is not trained on."""
 
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """Score `ids[start:end]` given everything before it. Token ids only; text never reaches an engine."""
+    """Ask for scores of `ids[start:end]`, given everything before. Requests hold token ids only; text never reaches an
+    engine."""
 
     ids: np.ndarray
     """int64 [S]; positions at or after `end` are never read."""
     start: int
     end: int
     group: str | None = None
-    """Requests of one group (the views of one step, hence the same step length) are scored on the union of their ids."""
+    """Requests of one group are scored on the union of their ids. A group holds the views of one step, all of the same
+    step length."""
     gather_ids: np.ndarray | None = None
-    """int64 [G]: ids whose log-probability is wanted at every scored position."""
+    """int64 [G]: ids whose log-probabilities are returned at every scored position."""
 
     def __post_init__(self) -> None:
         if not 0 < self.start < self.end <= len(self.ids):
@@ -41,61 +43,63 @@ class ScoreRequest:
 
 @dataclass(frozen=True)
 class Scores:
-    """What one view says about each token of a step. Every number is finite, except the padding of `topk_*`."""
+    """Hold the scores of one view for each token of a step. Every number is finite, except the padding of `topk_*`."""
 
     sampled: np.ndarray
-    """float32 [T]: log-probability of the token that is there."""
+    """float32 [T]: log-probability of the actual token."""
     topk_ids: np.ndarray
-    """int64 [T, K]: the kept ids, each once per row; rows with fewer ids end in -1."""
+    """int64 [T, K]: the kept ids, unique within a row; shorter rows are padded with -1."""
     topk_logprobs: np.ndarray
     """float32 [T, K]: their log-probabilities; -inf at id -1."""
     tail_logprob: np.ndarray
-    """float32 [T]: log(1 - sum of p over the kept ids and the sampled id, each once); -inf if nothing is left."""
+    """float32 [T]: log(1 - sum of p over the kept ids and the sampled id, each counted once); -inf if nothing is
+    left."""
     gathered: np.ndarray | None = None
-    """float32 [T, G] where the request asked for `gather_ids`."""
+    """float32 [T, G]: log-probabilities of `gather_ids`, if the request has them."""
     top1: np.ndarray | None = None
     """int64 [T]: the id this view would continue with."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one hint (or placebo) did to a step, as far as the gate asks. Nats throughout."""
+    """Measure the effect of one hint (or placebo) on a step, for the gate. All numbers are in nats."""
 
     position: int | None
     """The decision token: index into the step's tokens of the first token of the span at which the hinted view's top-1
-    leaves the sampled token. Where it never does (`flips` is false), the token at which the odds of the best alternative rose
-    most; None if every alternative stays negligible under the hint."""
+    leaves the sampled token. If it never does (`flips` is false), the token at which the odds of the best alternative
+    rose most; None if every alternative stays negligible under the hint."""
     instead_id: int | None
-    """What the hinted view would say there, or its best alternative."""
+    """The token that the hinted view prefers there, or its best alternative."""
     effect: float
-    """Hint effect at the decision token; 0.0 if there is none."""
+    """Hint effect at the decision token; 0.0 without a decision token."""
     plain_logprob: float
-    """Log-probability of the decision token without the hint; 0.0 if there is none."""
+    """Log-probability of the decision token without the hint; 0.0 without a decision token."""
     max_raise: float
-    """Largest hint effect over quoted tokens that are not negligible under the hint, up to the one at which the hinted view leaves
-    them; 0.0 without a quote."""
+    """Largest hint effect over the quoted tokens that are not negligible under the hint, up to the token at which the
+    hinted view departs; 0.0 without a quote."""
     specificity: float
     """Mean effect on the span minus mean effect on the step's other tokens, minus the same under the placebos."""
     legal_mass_gain: float | None
-    """Change in probability of the legal continuations at the decision token; None if no schema defines them."""
+    """Increase in the probability of the legal continuations at the decision token; None if no schema defines them."""
     best_placebo: float
     """Lowest effect of any placebo at the decision token."""
     odds: float | None = None
-    """Log-odds of `instead_id` against the sampled token under the hint, minus the same without it; 0.0 without a decision
-    token, None in targets of schema 2, which are judged by their effect alone."""
+    """Log-odds of `instead_id` against the sampled token under the hint, minus the same without it; 0.0 without a
+    decision token, None in targets of schema 2, which are judged by their hint effect alone."""
     rise: float | None = None
-    """Change of the log-probability of `instead_id`: odds = rise - effect."""
+    """Increase of the log-probability of `instead_id`; odds = rise - effect."""
     placebo_odds: float | None = None
-    """Largest odds that any placebo gives the same token at the same place."""
+    """Largest odds of the same token at the same place under any placebo."""
     placebo_odds_median: float | None = None
-    """Median over the placebos of the odds that they give it: one that happens to work does not decide alone."""
+    """Median over the placebos of the odds of that token, so that a single placebo that happens to work does not
+    decide."""
     flips: bool = True
     """Whether the hinted view's top-1 leaves the sampled token."""
 
 
 @dataclass(frozen=True)
 class DecisionToken:
-    """The decision token in words."""
+    """Describe the decision token in words."""
 
     position: int
     token: str
@@ -103,19 +107,19 @@ class DecisionToken:
     logprob_plain: float
     logprob_hinted: float
     odds: float | None = None
-    """Rise of the log-odds of `instead` against `token` under the hint, nats."""
+    """Increase of the log-odds of `instead` against `token` under the hint, nats."""
     flips: bool = True
-    """Whether the hint changes the first choice here; otherwise `instead` is its best alternative."""
+    """Whether the hint changes the first choice here; if not, `instead` is the best alternative."""
 
     @property
     def effect(self) -> float:
-        """Hint effect at the decision token, nats; negative when the hint makes the sampled token less likely."""
+        """Hint effect at the decision token, nats; negative if the hint makes the sampled token less likely."""
         return self.logprob_hinted - self.logprob_plain
 
 
 @dataclass(frozen=True)
 class Placebo:
-    """A hint that should do nothing, scored in the same place."""
+    """Hold the scores of a placebo: a hint that should have no effect, in the same place."""
 
     kind: str
     """A name of `injection.placebos.PLACEBO_KINDS`."""
@@ -123,14 +127,15 @@ class Placebo:
     hint_effect: np.ndarray
     """float32 [T], nats."""
     measurement: Measurement
-    """The placebo measured as if it were the hint, against the other placebos: the gate's null."""
+    """The placebo measured like a hint, against the other placebos. It gives the gate's null distribution."""
     odds: float | None = None
-    """Odds that this placebo gives what the *hint* says instead, at the hint's decision token; None without one."""
+    """Odds, under this placebo, of the token that the *hint* prefers, at the hint's decision token; None without a
+    decision token."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TargetHead:
-    """What is known of a target without its arrays: the light columns of a row, enough to select by."""
+    """Hold a target without its arrays: the light columns of a row, which suffice for selection."""
 
     key: str
     trace_id: str
@@ -140,45 +145,46 @@ class TargetHead:
     span: tuple[int, int]
     """Quoted tokens, half-open; the whole step without a quote."""
     action_start: int | None = None
-    """Index of the first step token that is no reasoning, `UNKNOWN_ACTION` if it cannot be told; None in rows of an earlier
-    release, which do not say."""
+    """Index of the first step token after the reasoning; `UNKNOWN_ACTION` if it cannot be determined; None in rows of
+    earlier releases, which lack it."""
     insert_at: int = 0
     error_class: str | None = None
     fidelity: Fidelity = "ids"
     level: int | None = None
     """Level of the hint, 0 to 3; see `injection.levels`. None without a hint, and in targets of schema 2."""
     candidate: str = ""
-    """Which of several hints for its finding this is; empty for the only one."""
+    """Number of this hint among several for its finding; empty for the only one."""
     choice: Choice = "only"
-    """What became of it among them."""
+    """The rank of the hint among them."""
     measurement: Measurement | None = None
     guards: tuple[str, ...] = ()
     accepted: bool = False
     reasons: tuple[str, ...] = ()
-    """Why it was rejected; empty when accepted."""
+    """Reasons for the rejection; empty if accepted."""
     recorded_gap: float | None = None
-    """Mean |log p recorded - log p now| over the step, where the trace recorded log-probabilities; nats per token."""
+    """Mean |log p recorded - log p now| over the step, nats per token, if the trace recorded log-probabilities."""
     versions: Mapping[str, str] = field(default_factory=dict)
-    """Keys of the weights and of the renderer (tokenizer and template) that made this row."""
+    """Keys of the weights and of the renderer (tokenizer and template) with which this row was made."""
 
     @property
     def specificity(self) -> float | None:
-        """Nats; below zero the hint speaks to the error and not to style."""
+        """Specificity in nats; below zero, the hint affects the error rather than the style."""
         return None if self.measurement is None else self.measurement.specificity
 
     @property
     def legal_mass_gain(self) -> float | None:
-        """Probability the legal continuations gained at the decision token; None if no schema defines them."""
+        """Probability that the legal continuations gained at the decision token; None if no schema defines them."""
         return None if self.measurement is None else self.measurement.legal_mass_gain
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target(TargetHead):
-    """The distribution to match on one step, what the hint did to it, and whether it was accepted.
+    """Hold the distribution to match on one step, the effect of the hint, and the gate's decision.
 
-    `support_ids` are student top-k, teacher top-k and the sampled id, each once; the tails are the rest of the
-    vocabulary. When targets are made the student is the plain view, because the run has not trained anything yet. Targets
-    of the kinds `HELD` have no hint: their teacher is the plain view itself, and they hold the student where it is.
+    `support_ids` is the union of the student's top-k, the teacher's top-k and the sampled id; the tails are the rest of
+    the vocabulary. When targets are made, the student equals the plain view, because nothing has been trained yet.
+    Targets of the kinds in `HELD` have no hint: their teacher is the plain view itself, and they hold the student in
+    place.
     """
 
     context_ids: np.ndarray
@@ -200,23 +206,23 @@ class Target(TargetHead):
     plain_sampled: np.ndarray
     """float32 [T]"""
     block_ids: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    """int64 [H]: the hint's tokens, spliced into the context at `insert_at` for the teacher; empty for an anchor."""
+    """int64 [H]: the hint's tokens, spliced into the teacher's context at `insert_at`; empty for an anchor."""
     hint: str | None = None
     placebos: tuple[Placebo, ...] = ()
     tokens: tuple[str, ...] = ()
     """The step's tokens as text."""
     instead: tuple[str, ...] = ()
-    """What the teacher would say at each position, as text."""
+    """The teacher's preferred token at each position, as text."""
     legal_ids: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    """int64 [G]: the ids that the tool schemas allow at the decision token; empty if they say nothing."""
+    """int64 [G]: the ids that the tool schemas allow at the decision token; empty if they do not restrict it."""
     sampler_logprobs: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
-    """float32 [T]: the log-probabilities that the step was sampled with, at temperature 1 of the whole vocabulary; empty if
-    the trace recorded none, or those of another distribution."""
+    """float32 [T]: the step's log-probabilities at the time of sampling, at temperature 1 over the whole vocabulary;
+    empty if the trace recorded none, or those of another distribution."""
     views: Mapping[str, tuple[int, np.ndarray]] = field(default_factory=dict)
-    """Further contexts by name: where their tokens are in the context, and the tokens, int64; see `Injection.views`."""
+    """Further contexts by name: the insertion point in the context, and the tokens as int64; see `Injection.views`."""
 
     def __repr__(self) -> str:
-        """Return one line: where it is, what it is of, and what became of it; arrays and text are left out."""
+        """Return one line: position, kind and verdict, without arrays and text."""
         verdict = "accepted" if self.accepted else f"rejected: {', '.join(self.reasons) or 'not judged'}"
         decision = self.decision
         said = (
@@ -236,7 +242,8 @@ class Target(TargetHead):
 
     @property
     def decision(self) -> DecisionToken | None:
-        """The token where the hint changes course, or comes nearest to it; None if it changes nothing."""
+        """The token at which the hint changes the course, or comes closest to changing it; None if it changes
+        nothing."""
         m = self.measurement
         if m is None or m.position is None:
             return None
@@ -254,8 +261,8 @@ class Target(TargetHead):
         """Return the target as JSON: every field, `hint_effect`, `decision` and the five largest `shifts`.
 
         Args:
-            distributions: also the arrays `context_ids`, `support_ids`, `teacher_logprobs` and `plain_logprobs`, which are most of
-                a target; -inf is null.
+            distributions: also return the arrays `context_ids`, `support_ids`, `teacher_logprobs` and `plain_logprobs`,
+                the largest part of a target; -inf becomes null.
         """
         large = () if distributions else ("context_ids", "support_ids", "teacher_logprobs", "plain_logprobs")
         made = {f.name: plain(getattr(self, f.name)) for f in fields(self) if f.name not in large}
@@ -263,7 +270,7 @@ class Target(TargetHead):
         return made | {"hint_effect": plain(self.hint_effect), "decision": decision, "shifts": plain(self.shifts())}
 
     def shifts(self, n: int = 5) -> list[TokenShift]:
-        """Return the `n` tokens whose probability the hint moved most, largest change first."""
+        """Return the `n` tokens whose probability the hint changed most, largest change first."""
         change = np.abs(np.exp(self.teacher_sampled) - np.exp(self.plain_sampled))
         order = np.argsort(-change, kind="stable")[:n]
         return [
@@ -280,7 +287,8 @@ class Target(TargetHead):
 
 @dataclass(frozen=True)
 class TokenShift:
-    """One token that the hint moved: probability before and under the hint, and what the teacher would say instead."""
+    """Describe one token that the hint shifted: its probability before and under the hint, and the teacher's preferred
+    token."""
 
     position: int
     token: str

@@ -1,8 +1,8 @@
-"""Intervals over seeds and tasks, paired differences, and a straight line.
+"""Compute intervals over seeds and tasks, paired differences, and a fitted line.
 
-S seeds, N tasks. Two things vary: which seed trained the student, and which tasks it was asked. Both are resampled, each
-with replacement (crossed bootstrap: Owen 2007, "The pigeonhole bootstrap"), because intervals over tasks alone are far
-too narrow where seeds differ.
+There are S seeds and N tasks. Results vary with the seed that trained the student and with the tasks it was given. Both
+are resampled with replacement (crossed bootstrap: Owen 2007, "The pigeonhole bootstrap"), because intervals over tasks
+alone are far too narrow if seeds differ.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its 95 % percentile interval."""
+    """Hold an estimate with its 95 % percentile interval."""
 
     mean: float
     low: float
@@ -27,13 +27,13 @@ class Interval:
 
 
 def crossed_bootstrap(statistic: Callable[..., Any], *tables: np.ndarray, n: int = 4000, seed: int = 0) -> Interval:
-    """Return a statistic of the means of tables [S, N] (all of one shape) with its interval; seeds and tasks are
-    resampled together.
+    """Return a statistic of the means of tables [S, N], all of the same shape, with its interval; seeds and tasks are
+    resampled jointly.
 
-    Because every table is resampled alike, a difference or a ratio of tables is a paired one.
+    All tables use the same resamples, so a difference or ratio of tables is paired.
 
     Args:
-        statistic: takes as many means as there are tables, as arrays of one number per resample.
+        statistic: function of one array per table, each with the table's mean in every resample.
 
     Raises:
         ValueError: the tables differ in shape or are empty.
@@ -48,7 +48,8 @@ def crossed_bootstrap(statistic: Callable[..., Any], *tables: np.ndarray, n: int
 
 
 def resampled_means(*tables: np.ndarray, n: int, seed: int = 0) -> list[np.ndarray]:
-    """Means [n] of each table over the same resampled seeds and tasks. Raises ValueError as `crossed_bootstrap` does."""
+    """Return the mean [n] of each table over the same resampled seeds and tasks. Raises ValueError as
+    `crossed_bootstrap` does."""
     shapes = {t.shape for t in tables}
     if len(shapes) != 1 or not tables[0].size:
         raise ValueError(f"tables of one shape [seeds, tasks] are needed, not {sorted(shapes)}")
@@ -61,36 +62,37 @@ def resampled_means(*tables: np.ndarray, n: int, seed: int = 0) -> list[np.ndarr
 
 
 def mean_of(mean: Any) -> Any:
-    """Return the mean itself."""
+    """Return the mean unchanged."""
     return mean
 
 
 def difference(a: Any, b: Any) -> Any:
-    """Mean of a minus mean of b."""
+    """Return the mean of a minus the mean of b."""
     return a - b
 
 
 def ratio(a: Any, b: Any) -> Any:
-    """Mean of a over mean of b; not a number where b is zero."""
+    """Return the mean of a divided by the mean of b; NaN where b is zero."""
     b = np.asarray(b, float)
     return np.divide(a, b, out=np.full(np.broadcast(a, b).shape, np.nan), where=b > 0)[()]
 
 
 def gap_closed(student: Any, initial: Any, hinted: Any) -> Any:
-    """(student − initial) / (hinted − initial) of means; not a number where the hint gains nothing."""
+    """Return (student − initial) / (hinted − initial) of means; NaN where the hint gains nothing."""
     return ratio(np.asarray(student, float) - initial, np.asarray(hinted, float) - initial)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P-values adjusted for their number (Holm 1979): the chance of any false rejection among them stays below the level.
+    """Return p-values adjusted for multiple tests (Holm 1979), which bounds the chance of any false rejection.
 
-    The k-th smallest of m is multiplied by m - k + 1; none is below one before it or above 1. Order as given.
+    The k-th smallest of m is multiplied by m - k + 1; adjusted values never decrease and never exceed 1. The order is
+    kept.
 
     Raises:
-        ValueError: one is not between 0 and 1.
+        ValueError: a value is not between 0 and 1.
     """
     if any(not 0.0 <= p <= 1.0 for p in p_values):
-        raise ValueError(f"p-values are between 0 and 1, not {list(p_values)}")
+        raise ValueError(f"p-values must be between 0 and 1, not {list(p_values)}")
     out = [0.0] * len(p_values)
     least = 0.0
     for rank, at in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
@@ -100,9 +102,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def over_groups(values: Sequence[Sequence[float]], of: str = "median", n: int = 2000, seed: int = 0) -> Interval:
-    """Median (or mean) of all values, with the interval over groups and over the values in each.
+    """Return the median (or mean) of all values, with the interval over groups and over the values in each group.
 
-    A group is a seed. Both are resampled with replacement; empty groups have no part. Raises ValueError for no values.
+    A group is a seed. Groups and values are resampled with replacement; empty groups are ignored. Raises ValueError if
+    there are no values.
     """
     groups = [np.asarray(v, float) for v in values if len(v)]
     if not groups:
@@ -118,27 +121,28 @@ def over_groups(values: Sequence[Sequence[float]], of: str = "median", n: int = 
 
 
 def mean_over_groups(values: Sequence[float], groups: Sequence[str], n: int = 2000, seed: int = 0) -> Interval:
-    """Mean of all values with its interval over groups: whole groups are resampled, each with all its values.
+    """Return the mean of all values with its interval over groups: whole groups are resampled, each with all its
+    values.
 
     Args:
         groups: the group of each value; values of one group are not independent.
 
     Raises:
-        ValueError: there are no values, or not as many groups.
+        ValueError: there are no values, or the numbers of values and groups differ.
     """
     return means_over_groups([(values, groups)], n, seed)[0]
 
 
 AT_ONCE = 1 << 18
-"""Draws of groups that are in memory at once: 2,000 resamples of 30,000 groups would be half a gigabyte."""
+"""Number of group draws held in memory at once; 2,000 resamples of 30,000 groups would take half a gigabyte."""
 
 
 def means_over_groups(
     measures: Sequence[tuple[Sequence[float], Sequence[str]]], n: int = 2000, seed: int = 0
 ) -> list[Interval]:
-    """Means of several measures, each with its values and their groups; see `mean_over_groups`.
+    """Return the means of several measures, each with its values and their groups; see `mean_over_groups`.
 
-    Every measure is resampled from the same seed, so those with equally many groups share their draws.
+    Every measure is resampled with the same seed, so measures with the same number of groups share their draws.
 
     Raises:
         ValueError: see `mean_over_groups`.
@@ -147,7 +151,7 @@ def means_over_groups(
     columns = list[tuple[np.ndarray, np.ndarray]]()
     for i, (values, groups) in enumerate(measures):
         if not len(values) or len(values) != len(groups):
-            raise ValueError(f"{len(values)} values of {len(groups)} groups")
+            raise ValueError(f"{len(values)} values for {len(groups)} groups")
         names, at = np.unique(np.asarray(groups), return_inverse=True)
         data = np.asarray(values, float)
         columns.append((np.bincount(at, data, len(names)), np.bincount(at, minlength=len(names)).astype(float)))
@@ -163,7 +167,8 @@ def means_over_groups(
 
 
 def _resampled_sums(table: np.ndarray, width: int, n: int, seed: int) -> np.ndarray:
-    """Sums [n, C] of the columns of a table [width, C] over `width` rows drawn with replacement, `n` times."""
+    """Return the sums [n, C] of the columns of a table [width, C] over `width` rows, drawn `n` times with
+    replacement."""
     rng, out = np.random.default_rng(seed), np.empty((n, table.shape[1]))
     some = max(1, AT_ONCE // width)
     for begin in range(0, n, some):
@@ -175,7 +180,8 @@ def _resampled_sums(table: np.ndarray, width: int, n: int, seed: int) -> np.ndar
 
 
 def bootstrap_ratio(numerator: Sequence[float], denominator: Sequence[float], n: int = 4000, seed: int = 0) -> Interval:
-    """1 − Σ numerator / Σ denominator over items, with the interval over items. Raises ValueError for no items."""
+    """Return 1 − Σ numerator / Σ denominator over items, with the interval over items. Raises ValueError if there are
+    no items."""
     top, bottom = np.asarray(numerator, float), np.asarray(denominator, float)
     if not len(top) or len(top) != len(bottom):
         raise ValueError(f"{len(top)} numerators for {len(bottom)} denominators")
@@ -188,19 +194,19 @@ def bootstrap_ratio(numerator: Sequence[float], denominator: Sequence[float], n:
 
 @dataclass(frozen=True)
 class FittedLine:
-    """A least-squares line."""
+    """Hold a least-squares line."""
 
     slope: float
     intercept: float
     r2: float
-    """Share of the variance of y that the line explains; not a number for a constant y."""
+    """Share of the variance of y that the line explains; NaN for a constant y."""
     r2_identity: float
-    """The same for the line y = x, which nothing was fitted to; below zero if the mean would do better."""
+    """The same share for the fixed line y = x; below zero if the mean would do better."""
     points: int
 
 
 def fit_line(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> FittedLine | None:
-    """Least squares of y on x; None for fewer than three points or a constant x."""
+    """Fit y on x by least squares; return None for fewer than three points or a constant x."""
     a, b = np.asarray(x, float), np.asarray(y, float)
     if len(a) < 3 or np.ptp(a) == 0:
         return None

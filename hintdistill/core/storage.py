@@ -1,4 +1,4 @@
-"""Content keys, whole-file writes, and append-only rows: what a run folder is made of."""
+"""Compute content keys, write whole files, and append rows: the operations on a run folder."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from hintdistill.core.errors import DiskError, HintdistillError, InputError
 
 
 def content_key(*parts: Any) -> str:
-    """Hash of JSON-able parts, 24 hexadecimal digits; equal parts give equal keys in every process."""
+    """Return a hash of JSON-able parts, 24 hexadecimal digits; equal parts give equal keys in every process."""
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
-REPAIR = "`hintdistill verify` says what of the folder is damaged, and --resume makes it again"
-"""What to do about a damaged file of a run folder."""
+REPAIR = "`hintdistill verify` lists the damaged files of the folder, and --resume makes them again"
+"""Advice about a damaged file of a run folder."""
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Write a file aside, have it on disk, and rename it: a reader sees the old one or the new one, never half.
+    """Write a temporary file, flush it to disk and rename it: a reader sees the old file or the new one, never a part.
 
-    Lone surrogates, which a trace may hold, are written as they are in rows.
+    Lone surrogates, which a trace may contain, are written in the same way as in rows.
     """
     with writing_aside(path) as aside:
         aside.write_bytes(text.encode("utf-8", "surrogatepass"))
 
 
 def write_pieces(path: Path, pieces: Iterable[str]) -> None:
-    """Write a text that comes in pieces, as `write_atomic` does; none but the present one is in memory."""
+    """Write a text that comes in pieces, as `write_atomic` does; only the current piece is in memory."""
     with writing_aside(path) as aside, aside.open("wb") as file:
         for piece in pieces:
             file.write(piece.encode("utf-8", "surrogatepass"))
@@ -43,7 +43,8 @@ def write_pieces(path: Path, pieces: Iterable[str]) -> None:
 
 @contextmanager
 def writing_aside(path: Path) -> Iterator[Path]:
-    """A path to write a file to; it is on disk and takes the place of `path` when the block ends, and goes if it fails."""
+    """Yield a temporary path to write to. When the block ends, the file is flushed to disk and replaces `path`; after
+    an error it is deleted."""
     aside = path.with_name(f".{path.name}.writing")
     try:
         yield aside
@@ -61,9 +62,9 @@ _DISK = {
     errno.EDQUOT: "the quota is used up",
     errno.EFBIG: "the file grew beyond a limit",
     errno.EROFS: "the file system is read-only",
-    errno.EACCES: "it may not be written",
-    errno.EPERM: "it may not be written",
-    errno.EIO: "the disk fails",
+    errno.EACCES: "permission is denied",
+    errno.EPERM: "permission is denied",
+    errno.EIO: "the disk reports an error",
 }
 _PATHS = (
     errno.ENOENT,
@@ -77,41 +78,43 @@ _PATHS = (
     errno.ENXIO,
     errno.ESTALE,
 )
-"""Paths that are not what they should be."""
+"""Error numbers for paths that are missing or of the wrong kind."""
 _SAID = re.compile(
     r"No space left|StorageFull|Disk quota|File too large|FileTooLarge|Read-only file system|ReadOnlyFilesystem"
     r"|PytorchStreamWriter failed writing|code: (?:28|27|30|122)\b|\[errno (?:28|27|30|122)\]",
     re.IGNORECASE,
 )
-"""How libraries that are no Python say it."""
+"""Wording of disk errors in libraries that are not written in Python."""
 
 
 def disk_trouble(error: BaseException, folder: Path | None = None) -> DiskError | None:
-    """Return the declared error for one that a disk or a path raised, in this package or in a library; None for any
+    """Return this package's error for an exception that a disk or a path caused, here or in a library; None for any
     other.
 
     Args:
-        folder: what was being written, where the error names no file.
+        folder: the folder being written, used if the exception names no file.
     """
     number = error.errno if isinstance(error, OSError) else None
     if isinstance(error, OSError) and number in _PATHS and error.filename is not None:
         return DiskError(
-            f"{os.fsdecode(error.filename)}: {error.strerror}", hint="look at that path; nothing whole is lost"
+            f"{os.fsdecode(error.filename)}: {error.strerror}", hint="check that path; complete files are not lost"
         )
     if number not in _DISK and not (isinstance(error, Exception) and _SAID.search(str(error))):
         return None
     named = getattr(error, "filename", None)
     where = (os.fsdecode(named) if isinstance(named, str | bytes) else None) or (str(folder) if folder else "a file")
-    what = _DISK[number] if number in _DISK else f"the disk refuses ({str(error).strip().splitlines()[0][:160]})"
+    what = (
+        _DISK[number] if number in _DISK else f"the disk reports an error ({str(error).strip().splitlines()[0][:160]})"
+    )
     return DiskError(
         f"cannot write {where}: {what}",
-        hint="make room, or make it writable; everything whole is kept, and --resume continues",
+        hint="free some space, or make it writable; complete files are kept, and --resume continues",
     )
 
 
 @contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
-    """Raise DiskError for what a full or read-only disk raises inside, wherever it comes up."""
+    """Raise DiskError if a full or read-only disk causes an error inside the block, at any depth."""
     try:
         yield
     except HintdistillError:
@@ -124,7 +127,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
 
 
 def sync(path: Path) -> None:
-    """Have a file, or the names in a folder, on disk."""
+    """Flush a file, or the names in a folder, to disk."""
     at = os.open(path, os.O_RDONLY)
     try:
         os.fsync(at)
@@ -133,17 +136,18 @@ def sync(path: Path) -> None:
 
 
 def checksum(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
+    """Return the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def read_json(path: Path, kind: type, *, hint: str = REPAIR) -> Any:
-    """Return the JSON value of a file, which is a `kind`: dict or list.
+    """Return the JSON value of a file, which must be of type `kind`: dict or list.
 
     Raises:
-        FileNotFoundError: it is not there.
-        InputError: it is empty, no JSON, of another kind, or cannot be read; names it and says `hint`.
+        FileNotFoundError: the file does not exist.
+        InputError: the file is empty, not JSON, of another type, or cannot be read; the error names it and carries
+            `hint`.
     """
     try:
         value = json.loads(path.read_bytes().decode("utf-8", "surrogatepass"))
@@ -155,15 +159,15 @@ def read_json(path: Path, kind: type, *, hint: str = REPAIR) -> Any:
         raise InputError(f"{path} cannot be read: {error.strerror or error}", hint=hint) from None
     if not isinstance(value, kind):
         named = {dict: "object", list: "array", float: "number"}.get(kind, kind.__name__)
-        raise InputError(f"{path} holds no JSON {named}", hint=hint)
+        raise InputError(f"{path} does not hold a JSON {named}", hint=hint)
     return value
 
 
-LINE = "`hintdistill verify` takes damaged lines out of a folder; --resume makes them again"
+LINE = "`hintdistill verify` removes damaged lines from a folder; --resume makes them again"
 
 
 def append_line(path: Path, text: str) -> None:
-    """Append lines, the last one without its end, in one write: it is on disk, or the file is as it was."""
+    """Append `text` and a line end in one write, and flush it to disk. After a failure, the file is unchanged."""
     data = memoryview(text.encode("utf-8", "surrogatepass") + b"\n")
     # no buffer, which would be written when the file is closed after a failure
     at = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
@@ -183,29 +187,30 @@ def append_line(path: Path, text: str) -> None:
 
 
 def parse_row(line: bytes, where: str) -> dict[str, Any]:
-    """Return the row in a line. Raises InputError for one that is not JSON or has no key; `where` names it."""
+    """Return the row of a line. Raises InputError if it is not JSON or has no key; `where` is its position."""
     try:
         row = json.loads(line.decode("utf-8", "surrogatepass"))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: not valid JSON: {error}", hint=LINE) from None
     if not isinstance(row, dict) or not isinstance(row.get("key"), str):
-        raise InputError(f"{where}: no object with a key", hint=LINE)
+        raise InputError(f"{where}: not an object with a key", hint=LINE)
     return row
 
 
 BLOCK = 1 << 20
-"""Bytes that are read at once to find the end of the last whole row."""
+"""Number of bytes read at once to find the end of the last whole row."""
 
 
 class JsonlStore:
-    """Append-only rows, one JSON object with a `key` per line."""
+    """Store append-only rows, one JSON object with a `key` per line."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._checked = False
 
     def _drop_torn_line(self) -> None:
-        """Cut off what a kill left of the last line; only a writer may, because another process may be mid-write."""
+        """Remove an incomplete last line that an interrupted process left. Only a writer may do so, because another
+        process may be writing."""
         if self._checked or not self.path.is_file():
             return
         self._checked = True
@@ -222,7 +227,7 @@ class JsonlStore:
                 file.truncate(end)
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Append one row in a single write, and have it on disk before going on."""
+        """Append one row in a single write, and flush it to disk before returning."""
         self.extend([row])
 
     def extend(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -233,7 +238,7 @@ class JsonlStore:
         append_line(self.path, "\n".join(json.dumps(r, ensure_ascii=False, separators=(",", ":")) for r in rows))
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Yield every row, oldest first. Raises InputError for a line that is not JSON, naming it."""
+        """Yield every row, oldest first. Raises InputError, which names the line, if a line is not JSON."""
         if not self.path.is_file():
             return
         with self.path.open("rb") as file:

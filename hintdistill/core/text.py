@@ -1,4 +1,4 @@
-"""What counts as text: strings that UTF-8 and a tokenizer take."""
+"""Check text: strings must be valid for UTF-8 and for tokenizers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ HALF_A_PAIR = "holds half of a surrogate pair, which is not valid text"
 
 
 def holds_half_a_pair(value: Any) -> bool:
-    """Return whether a text in plain data holds a lone surrogate, which neither a tokenizer nor UTF-8 takes."""
+    """Return whether a text in plain data contains a lone surrogate, which neither a tokenizer nor UTF-8 accepts."""
     if isinstance(value, str):
         return not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value)
     if isinstance(value, Mapping):
@@ -20,7 +20,7 @@ def holds_half_a_pair(value: Any) -> bool:
 
 
 def require_text(given: T, texts: Any) -> T:
-    """Return `given`. Raises ValueError if its `texts` hold a lone surrogate, for a model's own validation."""
+    """Return `given`. Raises ValueError if its `texts` contain a lone surrogate; for use in a model's validators."""
     if holds_half_a_pair(texts):
         raise ValueError(HALF_A_PAIR)
     return given

@@ -1,7 +1,7 @@
-"""Work on several threads that ends when its caller does.
+"""Run work on several threads that stop when their caller stops.
 
-A caller that stops early (an error, Ctrl-C, a generator that is closed) tells its threads, and whatever waits for a server
-in one of them gives up within a fraction of a second; see `core/http.py`, which asks `stopping`.
+If a caller stops early (an error, Ctrl-C, a closed generator), it tells its threads, and requests to servers in them
+end within a fraction of a second; see `core/http.py`, which checks `stopping`.
 """
 
 from __future__ import annotations
@@ -21,13 +21,12 @@ _ALL: weakref.WeakSet[threading.Event] = weakref.WeakSet()
 
 
 def stopping() -> threading.Event | None:
-    """Return the event that says that this thread's work is no longer wanted; None on a thread that nobody stops that
-    way."""
+    """Return the event that tells this thread to stop; None on a thread that is not stopped in this way."""
     return getattr(_HERE, "stop", None)
 
 
 def stop_all() -> None:
-    """Stop every thread that works for somebody, before the process ends."""
+    """Stop all worker threads before the process ends."""
     for event in list(_ALL):
         event.set()
 
@@ -41,8 +40,9 @@ def as_finished(
 ) -> Generator[tuple[Item, Future[Out]], None, None]:
     """Apply a function to items on threads, `concurrency` at a time, and yield each item with its finished future.
 
-    What has finished by the same moment comes in the order of the items; one at a time, everything does. Closing the iterator
-    stops the threads and waits for them; close it (`contextlib.closing`) where the loop over it may end early.
+    Items that finish at the same moment come in their original order, and so do all items if `concurrency` is 1.
+    Closing the iterator stops the threads and waits for them; close it (`contextlib.closing`) if the loop may end
+    early.
     """
     stop = threading.Event()
     _ALL.add(stop)
@@ -70,10 +70,10 @@ def as_finished(
 
 
 def in_order(function: Callable[[Item], Out], items: Sequence[Item], concurrency: int) -> list[Out]:
-    """Apply a function to items on threads and return what it gave, in the order of the items.
+    """Apply a function to items on threads and return the results in the order of the items.
 
     Raises:
-        Exception: the first one that the function raised; the others are stopped.
+        Exception: the first exception that the function raised; the other calls are stopped.
     """
     out: dict[int, Out] = {}
     with closing(as_finished(lambda i: function(items[i]), range(len(items)), concurrency)) as running:

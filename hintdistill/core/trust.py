@@ -1,12 +1,11 @@
-"""Whose settings may run code, fetch or send: the caller's, never those of a run folder from elsewhere.
+"""Decide whose settings may run code, download or send data: the caller's, but not those of an untrusted run folder.
 
-A config file, an override and a keyword are named by the caller. The configuration in a run folder's manifest is not: a folder
-may come from anybody. It is signed when it is written, with a key that only this user's state folder holds
-(`$XDG_STATE_HOME/hintdistill/key`, else `~/.local/state/hintdistill/key`). While the settings of a folder without this signature
-are in use, no Python file or module that they name is loaded, no code of a model folder runs, nothing is downloaded, and no
-server outside this machine is asked. `--trust` lifts that for one command.
-
-The state is the process's, not a thread's: what is refused is refused in every worker.
+The caller chooses a config file, an override or a keyword. The configuration in a run folder's manifest may come from
+anybody. So it is signed when it is written, with a key that is kept only in this user's state folder
+(`$XDG_STATE_HOME/hintdistill/key`, else `~/.local/state/hintdistill/key`). While the settings of a folder without this
+signature are in use, no Python file or module that they name is loaded, no code of a model folder runs, nothing is
+downloaded, and no server outside this machine is asked. `--trust` lifts this for one command. The state belongs to the
+process, not to a thread, so it applies in every worker.
 """
 
 from __future__ import annotations
@@ -25,32 +24,31 @@ from hintdistill.core.errors import ConfigError
 
 
 class UntrustedError(ConfigError):
-    """A run folder from elsewhere names code, a download or a server."""
+    """The settings of a run folder that this user did not write ask for code, a download or a server."""
 
 
 class _State:
     foreign: tuple[str, ...] = ()
-    """Run folders from elsewhere whose settings are in use and not trusted."""
+    """Run folders whose settings are in use, were not written by this user, and are not trusted."""
     answered: int = 0
-    """Scopes in use of folders from elsewhere, trusted or not."""
+    """Number of open scopes for run folders that this user did not write, trusted or not."""
     model_code: bool = False
     """Whether code in model folders may run (`run.trust_remote_code`)."""
 
 
 def state_folder() -> Path:
-    """Return where this user's key is."""
+    """Return the folder that holds this user's key."""
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "hintdistill"
 
 
 def sign(data: Any) -> str | None:
-    """Return the signature of JSON-able data by this user on this machine; None if the state folder cannot be
-    written."""
+    """Return this user's signature of JSON-able data on this machine; None if the state folder cannot be written."""
     key = _key(make=True)
     return None if key is None else _digest(key, data)
 
 
 def is_signed(data: Any, signature: Any) -> bool:
-    """Return whether this user signed the data on this machine."""
+    """Return whether this user signed this data on this machine."""
     key = _key(make=False)
     if key is None or not isinstance(signature, str):
         return False
@@ -90,8 +88,7 @@ def _key(*, make: bool) -> bytes | None:
 
 
 def written_elsewhere(folder: Path, settings: Any) -> str | None:
-    """Return the folder, if it is a run folder and this user did not write these settings there; None for any
-    other."""
+    """Return the folder if it is a run folder whose settings this user did not write; None otherwise."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -104,11 +101,12 @@ def written_elsewhere(folder: Path, settings: Any) -> str | None:
 
 @contextmanager
 def in_use(foreign: str | None, *, model_code: bool = False, trusted: bool = False) -> Iterator[None]:
-    """While settings are in use: refuse what they name if they are from elsewhere, unless they are trusted.
+    """While settings are in use, refuse their code, downloads and servers if they come from an untrusted run folder.
 
     Args:
-        foreign: the run folder from elsewhere that they are of; None for settings that the caller named.
-        model_code: whether they let the code of model folders run.
+        foreign: the run folder, not written by this user, that holds the settings; None for settings that the caller
+            chose.
+        model_code: whether the settings allow the code of model folders to run.
     """
     before = _State.foreign, _State.answered, _State.model_code
     _State.model_code = model_code
@@ -122,25 +120,25 @@ def in_use(foreign: str | None, *, model_code: bool = False, trusted: bool = Fal
 
 
 def guards() -> bool:
-    """Return whether settings from elsewhere are in use and not trusted."""
+    """Return whether settings from an untrusted run folder are in use."""
     return bool(_State.foreign)
 
 
 def require_scope(foreign: str | None) -> None:
-    """Refuse to work with settings from elsewhere outside `in_use`, which says whether they are trusted.
+    """Refuse to use settings that this user did not write outside `in_use`, which decides whether they are trusted.
 
     Raises:
-        UntrustedError: nobody has said.
+        UntrustedError: no `in_use` block is open for them.
     """
     if foreign is not None and not _State.answered:
         raise _refusal(foreign, "be used")
 
 
 def require_trusted(what: str) -> None:
-    """Refuse an action that settings from elsewhere ask for.
+    """Refuse an action that settings from an untrusted run folder ask for.
 
     Args:
-        what: what would be done, e.g. `load the environment x.py:World`.
+        what: the action, e.g. `load the environment x.py:World`.
 
     Raises:
         UntrustedError: the settings in use are those of a run folder that this user did not write on this machine.
@@ -157,5 +155,6 @@ def _refusal(folder: str, what: str) -> UntrustedError:
 
 
 def model_code_allowed() -> bool:
-    """Return whether code of model folders may run: it is set, and not by settings from elsewhere."""
+    """Return whether code of model folders may run: the setting allows it, and it does not come from an untrusted run
+    folder."""
     return _State.model_code and not _State.foreign

@@ -1,4 +1,4 @@
-"""Environment variables that are set for a while."""
+"""Set environment variables temporarily."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def environment_variables(values: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables inside, and put back afterwards what they were or that they were not set."""
+    """Set environment variables inside the block, and restore their earlier state afterwards."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:

@@ -1,8 +1,7 @@
-"""2. critique: Trace → Critique. Every critic is behind one protocol.
-
-A critic answers a batch of traces in any order, each with a Critique or with the error that kept it from one; an error
-costs that trace and is a row in the run folder. `key` says what the answer depends on besides the trace, so that a
-changed prompt asks again and an unchanged one never does.
+"""Run stage 2, critique: Trace → Critique. All critics share one protocol. A critic answers a batch of traces in any
+order, each with a Critique or with an error. An error costs only that trace and becomes a row in the run folder. `key`
+covers everything besides the trace that the answer depends on, so a trace is critiqued again only if something changed,
+e.g. a prompt.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ Outcome = tuple[Trace, Critique | HintdistillError]
 
 
 class Critic(Protocol):
-    """Reads traces, finds errors."""
+    """Find errors in traces."""
 
     name: str
 
@@ -32,7 +31,7 @@ class Critic(Protocol):
         """Return one outcome per trace, in any order.
 
         Raises:
-            ServiceError: nothing can be critiqued any more (server gone). What was yielded before is kept.
+            ServiceError: no further trace can be critiqued, e.g. because the server is down. Earlier outcomes are kept.
         """
         ...
 
@@ -40,11 +39,11 @@ class Critic(Protocol):
 def one_by_one(
     critique: Callable[[Trace], Critique], traces: Iterable[Trace], concurrency: int = 1
 ) -> Iterator[Outcome]:
-    """Run a per-trace critic over many traces, `concurrency` at a time, yielding as they finish.
+    """Run a per-trace critic over many traces, `concurrency` at a time, and yield outcomes as they finish.
 
-    What has finished by the same moment comes in the order of the traces; one at a time, everything does.
-    A `ServiceError` with `retryable` False stops the whole batch; any other declared error costs its own trace. Closing the
-    iterator cancels what is under way, which is owed.
+    Traces that finish at the same moment come in their original order, and so do all traces if `concurrency` is 1. A
+    `ServiceError` with `retryable` False stops the whole batch; any other declared error costs its own trace. Closing
+    the iterator cancels open requests; their traces remain to be done.
     """
     with closing(as_finished(critique, traces, concurrency)) as finished:
         for trace, future in finished:
@@ -59,10 +58,10 @@ def one_by_one(
 
 
 def merge(trace_id: str, critiques: Iterable[Critique]) -> Critique:
-    """Return what several critics say of one trace, as one critique.
+    """Merge the critiques of one trace by several critics into one.
 
-    Findings are ordered by step; where two critics name the same error class at the same step, the earlier critic's
-    words stand and the higher confidence is kept. A finding of one outweighs the silence of another.
+    Findings are ordered by step; if two critics name the same error class at the same step, the finding of the earlier
+    critic is kept, with the higher confidence. A finding by one critic counts even if the others found nothing.
     """
     findings: dict[tuple[int, str], Finding] = {}
     names: list[str] = []

@@ -1,10 +1,10 @@
-"""What an LLM critic may answer: three small JSON objects, their schemas, and their validation.
+"""Define the answers of an LLM critic: small JSON objects, their schemas and their validation.
 
-Each schema is made for one question, with the step numbers of the record as the only legal ones. Where decoding is
-constrained, an answer cannot contradict itself: the verdict `findings` comes with findings, every other verdict without.
+Each schema is made for one question and allows only the step numbers of its record. With constrained decoding, an
+answer cannot contradict itself: the verdict `findings` comes with findings, and every other verdict without.
 
-`critic.llm.fields` says what an answer holds beside the short form. With `decisive`, `failed_by` takes the place of the
-verdict, so that an agent's slips can be told in a run that a user or a tool made fail.
+`critic.llm.fields` adds fields to the short form of an answer. With `decisive`, `failed_by` replaces the verdict, so
+that a critic can report an agent's mistakes in a run that failed because of a user or a tool.
 """
 
 from __future__ import annotations
@@ -20,21 +20,22 @@ from hintdistill.core.masking import mask_all
 from hintdistill.core.types import QuoteField, Usage, Verdict
 
 QUOTE_LENGTH, CLASS_LENGTH, HINT_LENGTH, ANALYSIS_LENGTH = 300, 48, 400, 1200
-"""Bounds on strings, characters, so that constrained decoding always comes to an end."""
+"""Length limits of strings in characters, so that constrained decoding always ends."""
 MOST_BRACES = 5_000
-"""Opening braces at which an answer's object is looked for, so that no text takes long to read."""
+"""Largest number of opening braces at which the parser looks for an answer, so that every text is parsed quickly."""
 MOST_REPLACEMENTS = 3
-"""Replacements of one edit, at most: more are no small edit."""
+"""Largest number of replacements in one edit; more would not be a small edit."""
 
 
 _DECODER = json.JSONDecoder(strict=False)
 Culprit = Literal["agent", "other", "nobody", "unclear"]
-"""Who made a run fail: the agent, a user or a tool, nobody since it went well; `unclear` if the record does not tell."""
+"""Cause of a failed run: the agent; another party, i.e. a user or a tool; `nobody` if the run succeeded; `unclear` if
+the record does not tell."""
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Answer(BaseModel):
-    """An answer that refuses unknown keys."""
+    """Base class of answers; unknown fields are refused."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -56,9 +57,9 @@ class LLMFinding(Answer):
     confidence: Finite
     caused_by: int | None
     twin: list[LLMEdit] | None = None
-    """The smallest edit under which the step would be right; asked for only where twins are made."""
+    """The smallest edit under which the step would be right; requested only if twins are made."""
     decisive: bool | None = None
-    """Whether the run would have gone well without it."""
+    """Whether the run would have succeeded without this mistake."""
     quote_in: QuoteField | None = None
     call: Annotated[int, Field(ge=0)] | None = None
 
@@ -74,16 +75,16 @@ class LLMAnswer(Answer):
     @model_validator(mode="after")
     def _fits(self) -> LLMAnswer:
         if (self.verdict is None) == (self.failed_by is None):
-            raise ValueError("it needs a verdict, or who made the run fail, and not both")
+            raise ValueError("give either a verdict or who made the run fail, but not both")
         if self.verdict is not None and (self.verdict == "findings") != bool(self.findings):
-            raise ValueError(f"the verdict {self.verdict!r} does not go with {len(self.findings)} findings")
+            raise ValueError(f"the verdict {self.verdict!r} does not fit {len(self.findings)} findings")
         if self.failed_by == "agent" and not self.findings:
-            raise ValueError("the agent made the run fail, but no mistake of it is named")
+            raise ValueError("the agent made the run fail, but the answer names none of its mistakes")
         return self
 
     @property
     def outcome(self) -> Verdict:
-        """The verdict, also if the answer says instead who made the run fail."""
+        """The verdict, derived from the cause of the failure if the answer states that instead."""
         if self.verdict is not None:
             return self.verdict
         if self.findings:
@@ -92,10 +93,9 @@ class LLMAnswer(Answer):
         return told[str(self.failed_by)]
 
     def marked(self) -> list[LLMFinding]:
-        """Return the findings in order of their steps, at most one of them decisive: where several are marked, the
-        surest.
+        """Return the findings in step order, with at most one marked as decisive: of several, the most confident one.
 
-        In a run that the agent did not make fail no mistake of it is decisive. Without marks they stay unmarked.
+        If the agent did not cause the failure, none of its mistakes is decisive. Unmarked findings stay unmarked.
         """
         found = sorted(self.findings, key=lambda f: f.step)
         if self.failed_by is None:
@@ -132,7 +132,7 @@ class HintAnswer(Answer):
 
 
 class AnswerError(InputError):
-    """The critic's answer cannot be used, after the repair rounds."""
+    """The critic's answer is still unusable after the repair rounds."""
 
     def __init__(self, message: str, raw: str) -> None:
         super().__init__(message, hint="the raw answer is in the failure row")
@@ -141,30 +141,31 @@ class AnswerError(InputError):
 
 
 class CutOffError(AnswerError):
-    """The limit on answer tokens ended the answer before it could be used; the same question would end there again."""
+    """The token limit cut the answer before it was usable; the same question would be cut there again."""
 
     def __init__(self, trace: str, tokens: int, raw: str, section: str) -> None:
         super().__init__(
             f"trace {trace}: the critic's answer was cut off after {tokens} tokens, reasoning included", raw
         )
-        self.hint = f"raise critic.{section}.max_tokens; the trace is then asked about again"
+        self.hint = f"raise critic.{section}.max_tokens; the trace is then critiqued again"
 
 
 A = TypeVar("A", bound=Answer)
 
 
 def parse(kind: type[A], text: str, legal_steps: tuple[int, ...] = ()) -> A:
-    """Validate an answer: the last JSON object in the text that is one. Thoughts and prose around it count for nothing.
+    """Validate an answer: the last JSON object in the text that fits the schema. Text around it, such as reasoning, is
+    ignored.
 
     Raises:
-        ValueError: what is wrong with it, in words a model can act on.
+        ValueError: the answer is invalid; the message tells the model how to correct it.
     """
     # what a model drafts while it thinks is no answer where one follows
     _, thought, said = text.rpartition("</think>")
     text = said if thought and "{" in said else text
     start, end = text.find("{"), text.rfind("}")
     if start < 0 or end < start:
-        raise ValueError("it holds no JSON object")
+        raise ValueError("it contains no JSON object")
     found, problem = _objects(text), ""
     for _, candidate in reversed(found):
         try:
@@ -178,14 +179,14 @@ def parse(kind: type[A], text: str, legal_steps: tuple[int, ...] = ()) -> A:
 
 
 def _objects(text: str) -> list[tuple[int, str]]:
-    """Return the outermost JSON objects of a text and where each begins, in order; raises ValueError for too many
-    braces."""
+    """Return the outermost JSON objects of a text in order, each with its start. Raises ValueError if there are too
+    many braces."""
     out: list[tuple[int, str]] = []
     at, tries = text.find("{"), 0
     while at >= 0:
         tries += 1
         if tries > MOST_BRACES:
-            raise ValueError(f"it opens more than {MOST_BRACES} braces without an answer")
+            raise ValueError(f"it contains more than {MOST_BRACES} opening braces and no answer")
         try:
             _, end = _DECODER.raw_decode(text, at)
         except (ValueError, RecursionError):
@@ -214,12 +215,12 @@ def _valid(kind: type[A], text: str, legal_steps: tuple[int, ...]) -> A:
 
 @dataclass(frozen=True)
 class Form:
-    """The form of an answer.
+    """Describe the form of an answer.
 
-    `bounds` limits the number of findings, and then also the length of every string, and ties verdict and findings
-    together. Strict modes of some services refuse such keywords; without `bounds` the schema has none. `ranged` states the
-    confidence as a range and not as the numbers 0.0, 0.1, …: xgrammar, which vLLM uses, would spell 0.9 as 0.90000000000000002.
-    `edits` asks for the edit of a twin; `fields` are those of `critic.llm.fields`.
+    `bounds` limits the number of findings and the length of every string, and makes the verdict agree with the
+    findings. The strict modes of some services refuse such keywords; without `bounds` the schema has no limits.
+    `ranged` gives the confidence as a range instead of the numbers 0.0, 0.1, …, because xgrammar, which vLLM uses,
+    would write 0.9 as 0.90000000000000002. `edits` adds the edit of a twin; `fields` are those of `critic.llm.fields`.
     """
 
     bounds: int | None = None
@@ -229,7 +230,7 @@ class Form:
 
 
 def answer_schema(legal_steps: tuple[int, ...], form: Form = Form()) -> dict[str, Any]:
-    """JSON schema of an `LLMAnswer`; see `Form`."""
+    """Return the JSON schema of an `LLMAnswer`; see `Form`."""
     schema = LLMAnswer.model_json_schema()
     steps = {"type": "integer", "enum": list(legal_steps)}
     finding = _finding_schema(schema.pop("$defs")["LLMFinding"], form)
@@ -262,7 +263,7 @@ def answer_schema(legal_steps: tuple[int, ...], form: Form = Form()) -> dict[str
 
 
 def step_schema(form: Form = Form()) -> dict[str, Any]:
-    """JSON schema of a `StepAnswer`; see `Form`."""
+    """Return the JSON schema of a `StepAnswer`; see `Form`."""
     schema = StepAnswer.model_json_schema()
     del schema["$defs"], schema["properties"]["analysis"]
     made = _finding_schema(schema, form)
@@ -272,8 +273,7 @@ def step_schema(form: Form = Form()) -> dict[str, Any]:
 
 
 def _analysis(form: Form) -> dict[str, Any]:
-    """Return the property in which a critic thinks before it decides: first, since what is written first binds what
-    follows."""
+    """Return the property that holds the critic's analysis. It comes first, so that the decision follows from it."""
     if "analysis" not in form.fields:
         return {}
     return {"analysis": {"type": "string"} | ({} if form.bounds is None else {"maxLength": ANALYSIS_LENGTH})}
@@ -284,12 +284,12 @@ def _object(properties: dict[str, Any]) -> dict[str, Any]:
 
 
 def half_schema() -> dict[str, Any]:
-    """JSON schema of a `HalfAnswer`."""
+    """Return the JSON schema of a `HalfAnswer`."""
     return HalfAnswer.model_json_schema()
 
 
 def hint_schema(bounded: bool) -> dict[str, Any]:
-    """JSON schema of a `HintAnswer`."""
+    """Return the JSON schema of a `HintAnswer`."""
     schema = HintAnswer.model_json_schema()
     if bounded:
         schema["properties"]["hint"]["maxLength"] = HINT_LENGTH

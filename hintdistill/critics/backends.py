@@ -1,4 +1,4 @@
-"""Who answers an LLM critic's questions, behind one protocol; answers already paid for; what may still be spent."""
+"""Define the protocol of backends that answer an LLM critic's questions, with a cache of answers and a token budget."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from hintdistill.core.storage import JsonlStore
 from hintdistill.core.types import Usage
 
 BYTES_PER_TOKEN = 3
-"""What a token is taken to be if no tokenizer is known; English text has four or more."""
+"""Assumed bytes per token if no tokenizer is known; English text has four or more."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """One question: chat messages, the JSON schema of the answer, and how to sample it."""
+    """Describe one question: chat messages, the JSON schema of the answer, and sampling settings."""
 
     messages: tuple[dict[str, str], ...]
     schema: dict[str, Any]
@@ -30,7 +30,7 @@ class Request:
 
     @property
     def key(self) -> str:
-        """Content hash; two votes are two questions."""
+        """Content hash of the question; two votes count as two questions."""
         parts = [self.messages, self.schema, self.temperature, self.seed, self.vote]
         return hashlib.sha256(
             json.dumps(parts, sort_keys=True, default=str).encode("utf-8", "surrogatepass")
@@ -39,58 +39,59 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer's text and what it cost."""
+    """Hold the text of an answer and its cost."""
 
     text: str
     usage: Usage
     cut: bool = False
-    """Whether the limit on answer tokens ended it."""
+    """Whether the token limit cut the answer."""
 
 
 class Backend(Protocol):
-    """Answers questions."""
+    """Answer questions."""
 
     key: str
-    """What answers depend on besides the question: server and model, or the hash of the weights."""
+    """Key of what answers depend on besides the question: server and model, or the hash of the weights."""
     together: bool
-    """Whether `complete` is best given many questions at once (in-process models) or one per thread (servers)."""
+    """Whether `complete` works best with many questions at once (models in this process) or with one per thread
+    (servers)."""
 
     def complete(self, requests: Sequence[Request]) -> list[Reply | HintdistillError]:
         """Return one reply per question, in order.
 
         Raises:
-            ServiceError: no question can be answered any more (`retryable` False).
+            ServiceError: no further question can be answered (`retryable` is False).
         """
         ...
 
     def count(self, text: str) -> int:
-        """Tokens of a text, exact if the tokenizer is known."""
+        """Return the number of tokens of a text; exact if the tokenizer is known."""
         ...
 
     @property
     def context_tokens(self) -> int | None:
-        """Tokens of question and answer together that fit, where known."""
+        """Largest number of tokens of a question and its answer together, if known."""
         ...
 
 
 class BudgetError(HintdistillError):
-    """The token budget is spent; the trace is still owed."""
+    """The token budget is spent; the trace remains to be critiqued."""
 
     exit_code = 5
     retryable = True
 
 
 class Budget:
-    """Tokens that may be spent; safe to share between threads. `limit` None means no limit.
+    """Limit the tokens that may be spent. Threads may share it. `limit` None means no limit.
 
-    What is promised, whatever the number of questions in flight and the order in which they are answered:
+    These guarantees hold for any number of open questions and any order of answers:
 
-    - A question is sent only where its tokens, what is set aside for questions in flight and what was paid are within
-      the limit together. So what is paid exceeds the limit by no more than what the questions in flight at the end cost
-      above what was set aside for them; where no question costs more than that, it never exceeds the limit.
-    - A question is refused only if it does not fit beside what was *paid*. What is set aside for others is a bound
-      above their cost; a question that needs that room waits until they are answered. What was paid never shrinks, so
-      once a question is refused, no question as large is sent.
+    - A question is sent only if its tokens, the tokens reserved for open questions and the tokens already paid stay
+      within the limit together. The limit is exceeded only if an open question costs more than was reserved for it, and
+      only by that difference.
+    - A question is refused only if it does not fit into the limit minus the tokens already *paid*. A reservation is an
+      upper bound, so a question that needs reserved tokens waits until the open questions are answered. The paid tokens
+      never decrease, so after a refusal no question of the same size is sent.
     """
 
     def __init__(self, limit: int | None) -> None:
@@ -98,24 +99,24 @@ class Budget:
         self._changed = threading.Condition()
 
     def reserve(self, tokens: int, *, wait: bool = True) -> bool:
-        """Set tokens aside before a question is sent; every `reserve` that did is followed by one `settle`.
+        """Reserve tokens before a question is sent. Every successful `reserve` must be followed by one `settle`.
 
         Args:
-            wait: whether to wait for questions in flight if they hold the room. Only a caller that has itself
-                nothing set aside may wait, else two could wait for each other.
+            wait: whether to wait for open questions if their reservations leave too few tokens. Only a caller without a
+                reservation may wait; otherwise two callers could wait for each other.
 
         Returns:
-            Whether tokens were set aside; always True with `wait`.
+            Whether tokens were reserved; always True with `wait`.
 
         Raises:
-            BudgetError: the tokens do not fit beside what was paid.
+            BudgetError: the tokens exceed what is left after the tokens already paid.
         """
         with self._changed:
             while self.limit is not None and self.spent + self.in_flight + tokens > self.limit:
                 if self.spent + tokens > self.limit:
                     raise BudgetError(
                         f"the budget of {self.limit} tokens is spent ({self.spent} used, {tokens} wanted)",
-                        hint="raise critic.budget_tokens and continue with --resume; answers already paid for are kept",
+                        hint="raise critic.budget_tokens and continue with --resume; paid answers are kept",
                     )
                 if not wait:
                     return False
@@ -124,7 +125,7 @@ class Budget:
             return True
 
     def settle(self, reserved: int, usage: Usage) -> None:
-        """Put what the question really cost, nothing if it failed, in the place of what was set aside."""
+        """Replace the reservation by the actual cost of the question, which is zero if it failed."""
         with self._changed:
             self.in_flight -= reserved
             self.spent += usage.prompt_tokens + usage.completion_tokens
@@ -132,7 +133,7 @@ class Budget:
 
 
 class AnswerCache:
-    """Answers by content of the question and of who answered, on disk as they come in."""
+    """Keep answers, by content of the question and by backend, on disk as they arrive."""
 
     def __init__(self, path: str | Path | None) -> None:
         self._store = None if path is None else JsonlStore(Path(path))
@@ -148,7 +149,7 @@ class AnswerCache:
         return None if row is None else Reply(row["text"], Usage.model_validate(row["usage"]), row.get("cut", False))
 
     def put(self, key: str, reply: Reply) -> None:
-        """Keep a reply; it is on disk when this returns."""
+        """Store a reply; it is on disk on return."""
         row: dict[str, Any] = {"key": key, "text": reply.text, "usage": reply.usage.model_dump()}
         if reply.cut:
             row["cut"] = True
@@ -159,13 +160,13 @@ class AnswerCache:
 
 
 class Metered:
-    """A backend with a cache before it and a budget around it. Cached answers cost nothing."""
+    """Wrap a backend with a cache and a budget. Cached answers cost nothing."""
 
     def __init__(self, backend: Backend, cache: AnswerCache, budget: Budget, answer_tokens: int) -> None:
         self.backend, self.cache, self.budget, self.answer_tokens = backend, cache, budget, answer_tokens
 
     def complete(self, requests: Sequence[Request]) -> list[Reply | HintdistillError]:
-        """See `Backend.complete`; a question beyond the budget is answered by a BudgetError."""
+        """See `Backend.complete`; a question beyond the budget gives a BudgetError as its outcome."""
         keys = [f"{self.backend.key}:{r.key}" for r in requests]
         out: list[Reply | HintdistillError | None] = [self.cache.get(k) for k in keys]
         owed = [i for i, reply in enumerate(out) if reply is None]
@@ -191,8 +192,7 @@ class Metered:
     def _ask(
         self, requests: Sequence[Request], keys: Sequence[str], reserved: dict[int, int]
     ) -> dict[int, Reply | HintdistillError]:
-        """Return the replies to the questions that tokens are set aside for; answers are kept, and the budget is
-        settled always."""
+        """Ask the questions that have a reservation, store the answers, and settle the budget in every case."""
         replies: dict[int, Reply | HintdistillError] = {}
         try:
             if reserved:
@@ -207,5 +207,5 @@ class Metered:
 
 
 def by_bytes(text: str) -> int:
-    """Tokens of a text if no tokenizer is known."""
+    """Return the estimated tokens of a text without a tokenizer."""
     return -(-len(text.encode("utf-8", "surrogatepass")) // BYTES_PER_TOKEN)

@@ -1,4 +1,4 @@
-"""From the configuration to critics: which ones, with which backends, sharing one cache and one budget."""
+"""Build the configured critics with their backends, which share one cache and one budget."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def make_critics(
     """Return the critics in use, in order.
 
     Args:
-        cache: where answers are kept unless the configuration names a file; None keeps them in memory.
-        twins: whether LLM critics are asked for the edits of twins.
+        cache: file for answers unless the configuration names one; None keeps them in memory.
+        twins: whether LLM critics also write the edits of twins.
 
     Raises:
-        ConfigError, PromptError, InputError, ModelError: a critic that cannot be put together.
+        ConfigError, PromptError, InputError, ModelError: a critic cannot be built.
     """
     making = Making(section, run, library, Budget(section.budget_tokens), section.cache or cache, twins)
     out: list[Critic] = [loaded(CRITICS.get(name).implementation)(making) for name in dict.fromkeys(section.use)]
@@ -40,45 +40,45 @@ def make_critics(
 
 @dataclass
 class Making:
-    """What a critic is made from, and what the critics of a run share."""
+    """Hold the settings and parts from which the critics of a run are built, some of them shared."""
 
     section: CriticSection
     run: RunSection
     library: PromptLibrary
     budget: Budget
-    """Tokens that all of them together may spend."""
+    """Tokens that all critics together may spend."""
     answers_path: str | Path | None = None
-    """Where answers are kept."""
+    """File in which answers are kept."""
     twins: bool = False
-    """Whether LLM critics are asked for the edits of twins."""
+    """Whether LLM critics also write the edits of twins."""
 
     @cached_property
     def answers(self) -> AnswerCache:
-        """Answers already paid for."""
+        """Answers that were already paid for."""
         return AnswerCache(self.answers_path)
 
 
 def rules(making: Making) -> Critic:
-    """Return the deterministic checks."""
+    """Build the critic that runs the deterministic checks."""
     return RulesCritic(making.section.rules.checks)
 
 
 def recorded(making: Making) -> Critic:
-    """Findings from a file."""
+    """Build the critic that reads findings from a file."""
     section = making.section.recorded
     assert section.path is not None
     return RecordedCritic(section.path, section.error_classes)
 
 
 def followup(making: Making) -> Critic:
-    """Return what users, people who approve calls, and the student itself did after a step."""
+    """Build the critic that reads how users, people who approve calls, and the student itself reacted to a step."""
     from hintdistill.critics.followup import FollowupCritic
 
     return FollowupCritic(making.library)
 
 
 def checker(making: Making) -> Critic:
-    """Return a function of the user's own."""
+    """Build the critic that calls the user's own function."""
     from hintdistill.critics.checker import CheckerCritic
 
     assert making.section.checker is not None
@@ -86,13 +86,13 @@ def checker(making: Making) -> Critic:
 
 
 def llm(making: Making) -> Critic:
-    """Return the LLM of `critic.llm`."""
+    """Build the critic of `critic.llm`."""
     m = making
     return make_llm("llm", m.section.llm, m.section, m.run, m.library, m.answers, m.budget, twins=m.twins)
 
 
 def strong(making: Making) -> Critic:
-    """Return the LLM of `critic.strong`."""
+    """Build the critic of `critic.strong`."""
     m = making
     return make_llm("strong", m.section.strong, m.section, m.run, m.library, m.answers, m.budget, twins=m.twins)
 
@@ -108,7 +108,7 @@ def make_llm(
     *,
     twins: bool = False,
 ) -> LLMCritic:
-    """Return one LLM critic. Raises what `make_critics` raises."""
+    """Return one LLM critic. Raises the errors of `make_critics`."""
     from hintdistill.critics.llm import LLMCritic
 
     backend = make_backend(name, config, section, run)
@@ -118,7 +118,7 @@ def make_llm(
 
 
 def make_backend(name: str, config: LLMSection, section: CriticSection, run: RunSection) -> Backend:
-    """Return who answers. In this process the student itself does, if no model is named."""
+    """Return the backend. A backend in this process uses the student itself unless a model is named."""
     if config.backend == "server":
         from hintdistill.critics.server import ServerBackend
 

@@ -1,4 +1,4 @@
-"""When the strong critic is asked, and whose word counts then."""
+"""Decide when to ask the strong critic, and whose critique counts then."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from hintdistill.critics import merge
 
 Said = Critique | HintdistillError
 SEE_LITTLE = (("rules",), ("followup",))
-"""Critics without a model."""
+"""Critics that use no model."""
 
 
 def escalation(section: CriticSection, trace: Trace, said: Sequence[Said]) -> str | None:
-    """Why the strong critic should read this trace after what the others said, or None."""
+    """Return the reason why the strong critic should read this trace after the others, or None."""
     spoken = [s for s in said if isinstance(s, Critique)]
     if "failed" in section.escalate and (len(spoken) < len(said) or any(c.verdict == "abstain" for c in spoken)):
         return "failed"
@@ -38,10 +38,9 @@ def roots(critique: Critique) -> frozenset[int]:
 
 
 def settle(trace_id: str, said: Sequence[Critique]) -> Critique:
-    """Return what several critics say of one trace, as one critique: all of them merged, or the strong one's word
-    alone.
+    """Return one critique of a trace from several critics: the merged one, or the strong critic's alone.
 
-    What the others cost and noted is kept either way.
+    The costs and notes of all critics are kept in either case.
     """
     strong = [c for c in said if c.critics == ("strong",) and c.verdict != "abstain"]
     if not strong:
@@ -49,7 +48,7 @@ def settle(trace_id: str, said: Sequence[Critique]) -> Critique:
     everything = merge(trace_id, said)
     others = len([c for c in said if c.critics != ("strong",) and c.findings])
     notes = (
-        (*everything.notes, f"the strong critic's word replaced that of {others} others")
+        (*everything.notes, f"the strong critic's findings replaced those of {others} other critics")
         if others
         else everything.notes
     )

@@ -1,7 +1,6 @@
-"""The user's own rules: a function from a trace to the errors it sees.
+"""Apply the user's own rules: a function from a trace to the errors that it finds.
 
-It reads the trace alone, as every critic does; that it may be a checker shipped with an environment does not make it
-privy to the task's answer, and it must not be.
+Like every critic it reads only the trace. Even a checker that comes with an environment must not use the task's answer.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ from hintdistill.critics import Outcome, one_by_one
 
 
 class CheckerCritic:
-    """Asks a Python function."""
+    """Find errors with a Python function."""
 
     name = "checker"
 
     def __init__(self, spec: str) -> None:
-        """Load `path/to/file.py:function`. Raises ConfigError if it is not there or not callable."""
+        """Load `path/to/file.py:function`. Raises ConfigError if it does not exist or is not callable."""
         self.function: Callable[[Trace], Sequence[Finding]] = load_object(spec, "critic.checker", "checker")
         if not callable(self.function):
             raise ConfigError(f"critic.checker={spec} is not a function")
@@ -34,11 +33,11 @@ class CheckerCritic:
         self._key = hashlib.sha256(f"checker:{name}:{source}".encode()).hexdigest()
 
     def key(self, trace: Trace) -> str:
-        """Hash of the source the function is in."""
+        """Hash of the source file of the function."""
         return self._key
 
     def critique(self, traces: Iterable[Trace]) -> Iterator[Outcome]:
-        """See `Critic.critique`. A function that raises costs that trace."""
+        """See `Critic.critique`. If the function raises an error, only that trace is lost."""
         return one_by_one(self._check, traces)
 
     def _check(self, trace: Trace) -> Critique:
@@ -49,7 +48,7 @@ class CheckerCritic:
         findings = tuple(f if f.critic != "unknown" else f.model_copy(update={"critic": self.name}) for f in found)
         if beyond := [f.step for f in findings if f.step >= len(trace.step_indices)]:
             raise InputError(
-                f"the checker names step {beyond[0]} of trace {trace.id}, which has {len(trace.step_indices)}"
+                f"the checker names step {beyond[0]} of trace {trace.id}, which has {len(trace.step_indices)} steps"
             )
         return Critique(
             trace_id=trace.id, verdict="findings" if findings else "none", findings=findings, critics=(self.name,)

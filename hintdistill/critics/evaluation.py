@@ -1,9 +1,9 @@
-"""How good a critic is, on traces whose erring step is labelled.
+"""Measure a critic on traces whose erring step is labelled.
 
-Erring and clean traces are reported apart: a benchmark of mostly clean runs flatters a critic that finds nothing. The
-step a critic names is the one it calls decisive, or its earliest root error where it marks none. Every rate comes
-with its 95 % interval (Wilson 1927) and is beside
-what guessing gives: a random step, and the best constant (always step k, or always the k-th from the end).
+Erring and clean traces are reported separately, because a benchmark of mostly clean runs favours a critic that finds
+nothing. The step that counts is the one that the critic calls decisive, or else its earliest root error. Every rate
+comes with its 95 % interval (Wilson 1927) and with the rates of two guesses: a random step, and the best constant
+(always step k, or always the k-th from the end).
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from hintdistill.traces.formats.annotated import Label
 
 Z = 1.959963984540054
 SURE = (0.0, 0.5, 0.7, 0.9)
-"""Confidences from which on the precision of root findings is given."""
+"""Confidence thresholds at which the precision of root findings is reported."""
 
 
 class Case(NamedTuple):
-    """A trace, its label, and what the critic says; None if it failed."""
+    """Hold a trace, its label, and the critic's verdict; None if the critic failed."""
 
     trace: Trace
     label: Label
@@ -33,7 +33,7 @@ class Case(NamedTuple):
 
 
 def rate(hits: int, n: int) -> dict[str, Any]:
-    """Return a share and its 95 % Wilson interval; None if there is nothing to count."""
+    """Return a share with its 95 % Wilson interval; None if the denominator is zero."""
     if n == 0:
         return {"hits": 0, "n": 0, "rate": None, "low": None, "high": None}
     p, z2 = hits / n, Z * Z
@@ -43,7 +43,7 @@ def rate(hits: int, n: int) -> dict[str, Any]:
 
 
 def named_step(critique: Critique | None) -> int | None:
-    """Return the step a critique calls the error: the one it marks as decisive, else its earliest root."""
+    """Return the step that a critique blames: the one marked as decisive, else its earliest root error."""
     if critique is None:
         return None
     named = frozenset(f.step for f in critique.findings if f.decisive) or roots(critique)
@@ -51,10 +51,10 @@ def named_step(critique: Critique | None) -> int | None:
 
 
 def evaluate(cases: Sequence[Case], known: Collection[str] = ()) -> dict[str, Any]:
-    """Scores over labelled traces; see the module.
+    """Return the scores over labelled traces; see the module's docstring.
 
-    `known` are the error classes that a critic is asked to use: where a label has another name, the critic cannot match it,
-    and the class is not scored.
+    `known` holds the error classes that a critic is asked to use. A label with another class is not scored by class,
+    because the critic cannot match it.
     """
     erring = [c for c in cases if c[1].verdict == "findings"]
     clean = [c for c in cases if c[1].verdict == "none"]
@@ -85,7 +85,7 @@ def evaluate(cases: Sequence[Case], known: Collection[str] = ()) -> dict[str, An
 
 
 def _said(cases: Sequence[Case]) -> dict[str, Any]:
-    """Count the quotes that are found in their step, and how often each class is named."""
+    """Count the quotes that occur in their step, and the findings of each class."""
     found = [(c.trace, f) for c in cases if c.critique is not None for f in c.critique.findings]
     quoted = [is_in_step(f, trace.step(f.step)) for trace, f in found if f.quote]
     return {
@@ -95,7 +95,7 @@ def _said(cases: Sequence[Case]) -> dict[str, Any]:
 
 
 def _precision(erring: Sequence[Case]) -> dict[str, Any]:
-    """Return, by least confidence, how many of the root findings at or above it are at a labelled step."""
+    """Return, for each confidence threshold, the share of root findings at or above it that name a labelled step."""
     said = [
         (f.confidence, f.step in (label.steps or (label.step,)))
         for _, label, critique, _ in erring
@@ -109,8 +109,7 @@ def _precision(erring: Sequence[Case]) -> dict[str, Any]:
 
 
 def _blames(case: Case) -> bool:
-    """Return whether the critic makes the student responsible: a finding, unless it marks its findings and none as
-    decisive."""
+    """Return whether the critic blames the student: it has findings, and does not mark all of them as not decisive."""
     found = case.critique.findings if case.critique is not None else ()
     return any(f.decisive is not False for f in found)
 
@@ -147,8 +146,7 @@ def _steps(case: Case, *, roots_only: bool) -> frozenset[int]:
 
 
 def _authors(case: Case) -> tuple[str | None, str | None]:
-    """Return which agent wrote the step that the critic names, and which the labelled one, where the messages say
-    so."""
+    """Return the agents that wrote the named step and the labelled step, if the messages name their agents."""
     named, label = named_step(case.critique), case.label.step
     n = len(case.trace.step_indices)
     wrote = [None if k is None or k >= n else case.trace.step(k).name for k in (named, label)]
@@ -167,7 +165,7 @@ def _verdict(case: Case) -> str:
 
 
 def guessing(erring: Sequence[Case]) -> dict[str, Any]:
-    """Exact-step rates of a random step and of the best constant guess on the same traces."""
+    """Return the exact-step rates of a random step and of the best constant guess on the same traces."""
     if not erring:
         return {"random": None, "best_constant": None, "constant": None}
     counts = [(label.step or 0, len(trace.step_indices)) for trace, label, _, _ in erring]
@@ -187,8 +185,8 @@ def lines(result: Mapping[str, Any]) -> list[str]:
     """Return the result as lines for a terminal."""
     e, guess = result["erring"], result["guessing"]
     out = [
-        f"{result['traces']['erring']} erring, {result['traces']['clean']} clean, "
-        f"{result['traces']['not_student']} with another's error"
+        f"{result['traces']['erring']} erring, {result['traces']['clean']} clean, {result['traces']['not_student']} "
+        "with another party's error"
     ]
     for name, at in (
         ("exact step", "exact"),

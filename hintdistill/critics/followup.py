@@ -1,16 +1,14 @@
-"""What happened after a step, as findings: no model, no cost.
+"""Turn what happened after a step into findings, without a model and at no cost.
 
-| class | what follows the step |
-|---|---|
-| `user_correction` | the user's next message says that the step was wrong; after one call, that the act was |
-| `denied_call` | a person refused the call |
-| `edited_call` | a person changed the call before it ran |
-| `unknown_tool` | the call was refused, and the next step makes it of another tool, which works |
-| `wrong_argument` | the same, with another name of one argument |
-| `retried_call` | the same, with one value a little changed |
+| class | what follows the step | |---|---| | `user_correction` | the user's next message says that the step was wrong,
+or after a single call, that the action was wrong | | `denied_call` | a person refused the call | | `edited_call` | a
+person changed the call before it ran | | `unknown_tool` | the call was refused, and the next step makes the same call
+to another tool, which works | | `wrong_argument` | the same, with one argument renamed | | `retried_call` | the same,
+with one value slightly changed |
 
-What is not clear is no finding: a changed mind, an answer to a question, a slip that users own up to, a look-up that found
-nothing, a program that failed when it was run. So these findings are few, and most erring steps have none.
+Unclear cases are not findings: a change of mind, an answer to a question, a mistake that users admit as theirs, a
+look-up without results, a program that failed when it ran. So these findings are few, and most erring steps get no
+finding.
 """
 
 from __future__ import annotations
@@ -28,21 +26,21 @@ from hintdistill.critics.rules import CallResult, call_results, error_text, is_e
 from hintdistill.prompts import PromptLibrary, hint_name
 
 VERSION = 1
-"""Raised when a rule changes what it finds, so that stored critiques are made again."""
+"""Version of the rules; it increases when a rule's findings change, so that stored critiques are made again."""
 OPENING = 240
-"""Characters of a user's message that are read: a correction comes first; what follows may be anything."""
+"""Number of characters of a user's message that are read, because a correction comes first."""
 ANSWER = 600
-"""A tool's answer longer than this is data, in which a word of refusal says nothing about the call."""
+"""Longest answer of a tool, in characters, that can be a refusal; a longer one is data."""
 ALIKE = 0.6
-"""Similarity (0 to 1) from which on two argument values are one value, mended."""
+"""Similarity (0 to 1) above which two argument values count as one value and its correction."""
 
 HINTS = {
     "user_correction": "Read the user's request above once more, word by word, and do what it says and nothing else.",
     "denied_call": "Do not act here without the user's consent: say what you would do and why, and ask first.",
     "edited_call": "Check each argument against what the user asked for above before making this call.",
-    "retried_call": "Check the name and every argument of this call against the tool's schema: as it stands, it is refused.",
+    "retried_call": "Check the name and every argument of this call against the tool's schema: in this form it is refused.",
 }
-"""The hint of each class, unless the run's prompts have a template of that class."""
+"""The hint of each class, used unless the run's prompts have a template for it."""
 
 _DONE = r"(?:used|called|asked|checked|looked|read|searched|chosen|picked|sent|booked|cancel+ed|run|done|put|taken|kept|waited|stopped)"
 _SAID = r"(?:said|asked(?: for| you)?|meant|told you|requested|specified)"
@@ -122,7 +120,7 @@ _PROGRAM = re.compile(r"traceback \(most recent call last\)|\bline \d+", re.IGNO
 
 
 class FollowupCritic:
-    """Reads what came after each step; see the module."""
+    """Read what came after each step; see the module's docstring."""
 
     name = "followup"
 
@@ -138,7 +136,8 @@ class FollowupCritic:
         return one_by_one(self.check, traces)
 
     def check(self, trace: Trace) -> Critique:
-        """Return all findings of one trace, in step order; at most one a step, what a person did to a call first."""
+        """Return all findings of one trace in step order, at most one for a step; a person's reaction to a call comes
+        first."""
         calls = call_results(trace)
         findings: list[Finding] = []
         for step in (k for k in range(len(trace.step_indices)) if k not in trace.given_steps):
@@ -191,7 +190,7 @@ def _corrected(trace: Trace, step: int) -> Finding | None:
 
 
 def _acts_before(trace: Trace, step: int) -> list[int]:
-    """Return the steps with calls between the user's message before a step and the step."""
+    """Return the steps with calls between the previous user message and this step."""
     by_message = {at: k for k, at in enumerate(trace.step_indices)}
     out = []
     for at in range(trace.step_indices[step] - 1, -1, -1):
@@ -204,7 +203,7 @@ def _acts_before(trace: Trace, step: int) -> list[int]:
 
 
 def correction(text: str) -> str | None:
-    """Return the sentence in which a user calls what came before wrong, or None if no sentence clearly does."""
+    """Return the sentence in which a user calls the preceding steps wrong; None unless a sentence clearly does."""
     opening = text.strip()[:OPENING]
     if not opening or _OWN_FAULT.search(opening):
         return None
@@ -228,7 +227,7 @@ def _by_a_person(call: CallResult) -> Finding | None:
 
 
 def _answer(result: str | None) -> str | None:
-    """Return what a tool's answer says in words: the text, or the message of a JSON object."""
+    """Return the message in a tool's answer: its text, or the message field of a JSON object."""
     if result is None:
         return None
     try:
@@ -264,7 +263,7 @@ def _retried(trace: Trace, call: CallResult, calls: list[CallResult]) -> Finding
 
 
 def _next_is_own(trace: Trace, step: int) -> bool:
-    """Return whether the next step follows without a word from the user."""
+    """Return whether the next step follows without a user message in between."""
     if step + 1 >= len(trace.step_indices):
         return False
     between: tuple[Message, ...] = trace.messages[trace.step_indices[step] + 1 : trace.step_indices[step + 1]]
@@ -272,14 +271,15 @@ def _next_is_own(trace: Trace, step: int) -> bool:
 
 
 class _Mended(NamedTuple):
-    """The name or value that a second try changed, and the name in its place; None for a value, which the context need not hold."""
+    """Hold the name or value that a second attempt changed, and the new name; None for a value, which the context need
+    not contain."""
 
     wrong: str
     right: str | None = None
 
 
 def _knowing(finding: Finding, mended: _Mended, **names: list[str]) -> Finding:
-    """Return the finding with what its hint template may name."""
+    """Return the finding with the facts that its hint template may use."""
     if mended.right is None:
         return finding
     facts = {"wrong": mended.wrong, "right": mended.right} | {k: v for k, v in names.items() if v}
@@ -287,8 +287,8 @@ def _knowing(finding: Finding, mended: _Mended, **names: list[str]) -> Finding:
 
 
 def _mended(before: dict[str, Any] | None, after: dict[str, Any] | None) -> _Mended | None:
-    """Return the one name or value of a call's arguments that its second try changed a little, or None if it is
-    another call."""
+    """Return the name or value of a call's arguments that the second attempt changed slightly; None if it is a
+    different call."""
     if before is None or after is None or before == after:
         return None
     gone, new = [n for n in before if n not in after], [n for n in after if n not in before]
@@ -313,5 +313,5 @@ def _of_call(call: CallResult, error_class: str, said: str, quote: str, *, in_ar
         call=call.index,
         confidence=0.9,
         facts={"tool": call.call.name, "said": said[:300]},
-        evidence=f"what came back: {said[:200]}",
+        evidence=f"the answer was: {said[:200]}",
     )

@@ -1,8 +1,8 @@
-"""An LLM critic: a backend that answers, a strategy that asks, prompts that can be edited.
+"""Ask an LLM critic: a backend answers, a strategy asks, and the prompts can be edited.
 
-The prompt is a Jinja file; the answer is JSON that a pydantic model defines: constrained by the backend if it can,
-validated here always, with one round in which the model is told what was wrong with its answer. Answers are kept by
-content as they come in, so that a kill costs the questions in flight and nothing that was paid for.
+The prompt is a Jinja file. The answer is JSON that a pydantic model defines. The backend constrains it if possible; it
+is always validated here, with a repair round that tells the model what was wrong. Answers are stored by content as they
+arrive, so an interruption loses only the open questions.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from hintdistill.prompts import REVISE, TWIN, PromptLibrary, hint_classes
 Answered = TypeVar("Answered")
 
 VERSION = 2
-"""Raised when the same prompts and settings would lead to other critiques."""
+"""Version of the critic; it increases when the same prompts and settings would give other critiques."""
 NOT_IN_KEY = {"timeout_s", "retries", "concurrency", "api_key_env", "price", "tokenizer"}
 PLACES = ("prompt", "step_prompt", "half_prompt")
 """Places of the prompts that `critic.llm.prompt` names."""
@@ -60,14 +60,15 @@ EVIDENCE = (
 
 @dataclass(frozen=True)
 class Estimate:
-    """What critiquing would take, at most: questions without repair rounds, prompt tokens as the backend counts them."""
+    """Hold an upper bound of the cost of critiquing: questions without repair rounds, and prompt tokens as counted by
+    the backend."""
 
     requests: int = 0
     prompt_tokens: int = 0
 
 
 class LLMCritic:
-    """Asks an LLM about each trace."""
+    """Critique traces with an LLM."""
 
     def __init__(
         self,
@@ -81,10 +82,10 @@ class LLMCritic:
         scan: bool = False,
         twins: bool = False,
     ) -> None:
-        """Put a critic together. `twins`: ask it for the edits of twins, where its prompt leaves room for that.
+        """Build a critic. `twins`: also ask for the edits of twins, if its prompt has a place for that.
 
         Raises:
-            ConfigError: a prompt does not lint, or the secret scan is asked for and not installed.
+            ConfigError: a prompt fails the lint, or the secret scan is required but not installed.
         """
         self.name, self.config, self.library, self.backend, self.scan = name, config, prompts, backend, scan
         self.twins = twins
@@ -97,7 +98,7 @@ class LLMCritic:
         self._metered = Metered(backend, cache or AnswerCache(None), budget or Budget(None), config.max_tokens)
 
     def prompts_used(self) -> list[str]:
-        """Return the prompts this critic's answers depend on."""
+        """Return the prompts on which this critic's answers depend."""
         names = self._instructions()
         record = [] if all(self.library.mentions(n, "trace") for n in names) else [RECORD]
         edits = [TWIN] if self.asks_edits else []
@@ -105,19 +106,19 @@ class LLMCritic:
 
     @property
     def asks_edits(self) -> bool:
-        """Whether it is asked for the edits of twins."""
+        """Whether the critic also writes the edits of twins."""
         return self.twins and asks_for_edit(self.library, self.config, self.config.asked_prompt)
 
     def _instructions(self) -> list[str]:
         return list(self.config.prompts.values())
 
     def _roles(self) -> dict[str, str]:
-        """Return the prompts that may be asked for, and the place of each."""
+        """Return the prompts that may be used, and the place of each."""
         named = {name: place for place, name in self.config.prompts.items()}
         return named | {RECORD: "record", REPAIR: "repair", REVISE: "revise", TWIN: "twin"}
 
     def key(self, trace: Trace) -> str:
-        """See `Critic.key`: settings, prompts and backend; the key in the environment is not part of it."""
+        """See `Critic.key`. It covers settings, prompts and backend, but not the server's access key."""
         settings = self.config.model_dump(mode="json", exclude=NOT_IN_KEY)
         if self.config.backend != "server":
             settings["model"] = None  # the backend's key has its weights
@@ -139,15 +140,15 @@ class LLMCritic:
         Raises:
             AnswerError: no valid answer after the repair rounds.
             SecretError: the trace holds a secret and may not be sent.
-            ServiceError: the request failed; `retryable` False means that the next one will fail too.
+            ServiceError: the request failed; if `retryable` is False, later requests will fail too.
         """
         return self._converse(self._judge(trace))
 
     def revise(self, trace: Trace, finding: Finding, reasons: str) -> str:
-        """Another hint for a finding of this critic, given why the gate rejected the first.
+        """Return another hint for a finding of this critic, given the gate's reason for rejecting the first.
 
         Raises:
-            HintdistillError: what `ask` raises.
+            HintdistillError: the errors of `ask`.
         """
         self._refuse_secrets(trace)
         asker = self._asker(trace)
@@ -155,7 +156,7 @@ class LLMCritic:
         return self._converse(another_hint(asker, record, finding, reasons))
 
     def _converse(self, asking: Asking[Answered]) -> Answered:
-        """Put the questions one after the other. Raises what the asking or the backend raises."""
+        """Ask the questions one after another. Raises the errors of the strategy and of the backend."""
         reply: Reply | HintdistillError | None = None
         while True:
             try:
@@ -165,7 +166,7 @@ class LLMCritic:
             (reply,) = self._metered.complete([request])
 
     def _in_step(self, traces: Iterable[Trace]) -> Iterator[Outcome]:
-        """Many traces at once: one question of each goes into every batch."""
+        """Critique many traces at once: every batch holds one question of each trace."""
         todo = iter(traces)
         waiting: list[tuple[Trace, Asking[Critique], Request]] = []
         while True:
@@ -196,7 +197,7 @@ class LLMCritic:
             secret_scan.refuse(trace.id, [*lines, ("tools", tool_lines(trace))])
 
     def _judge(self, trace: Trace) -> Asking[Critique]:
-        """Return every window under every vote; see `strategies`."""
+        """Return the judgements of every window for every vote; see `strategies`."""
         self._refuse_secrets(trace)
         asker = self._asker(trace)
         records = self.records(asker)
@@ -210,8 +211,8 @@ class LLMCritic:
         return self._critique(asker, agree(votes, self.config.min_agreement), note(records))
 
     def records(self, asker: Asker) -> list[Excerpt]:
-        """Return the windows a trace is read in: what the context leaves beside instructions, tools, schema and
-        answer."""
+        """Return the windows in which a trace is read. Each fits what the context leaves after instructions, tools,
+        schema and answer."""
         context = self.backend.context_tokens
         if context is None:
             return [whole(asker.trace)]
@@ -224,7 +225,7 @@ class LLMCritic:
         return windows(asker.trace, self.backend.count, room, self.config.overlap)
 
     def estimate(self, trace: Trace) -> Estimate:
-        """Return what one trace would take at most; nothing is asked."""
+        """Return an upper bound of the cost of one trace, without asking anything."""
         asker = self._asker(trace)
         requests = tokens = 0
         for record in self.records(asker):
@@ -233,8 +234,8 @@ class LLMCritic:
         return Estimate(requests * self.config.votes, tokens * self.config.votes)
 
     def prompt(self, trace: Trace, name: str | None = None) -> str:
-        """Return what the critic reads about a trace under one of its prompts; where the trace has windows, the
-        first."""
+        """Return the text that the critic reads about a trace under one of its prompts; for a trace in windows, the
+        first one."""
         name = name or self._instructions()[0]
         asker = self._asker(trace)
         record = self.records(asker)[0]
@@ -253,7 +254,9 @@ class LLMCritic:
             message = asker.trace.step(f.step)
             quote_in, call = placed(f.quote, f.quote_in, f.call, message)
             if (quote_in, call) != (f.quote_in, f.call):
-                notes.append(f"step {f.step}: the quote is not where its critic puts it; searched everywhere")
+                notes.append(
+                    f"step {f.step}: the quote is not in the part that the critic names; the whole step was searched"
+                )
             finding = Finding(
                 step=f.step,
                 error_class=f.error_class.strip() or "other",
@@ -284,8 +287,8 @@ class LLMCritic:
         )
 
     def _with_twin(self, trace: Trace, finding: Finding, parts: list[LLMEdit] | None, notes: list[str]) -> Finding:
-        """Return the finding with the edit that its critic states; an edit that is nowhere is noted and left
-        out."""
+        """Return the finding with the edit that the critic wrote; if the edit's quote does not occur, drop the edit
+        with a note."""
         if not parts or not self.asks_edits:
             return finding
         try:
@@ -296,7 +299,7 @@ class LLMCritic:
 
 
 def _advance(asking: Asking[Critique], reply: Reply | HintdistillError | None) -> Request | Critique | HintdistillError:
-    """Return the next question, or how it ended. An error that ends the whole batch is raised."""
+    """Return the next question, or the outcome. Raises an error that ends the whole batch."""
     try:
         return asking.send(reply)  # type: ignore[arg-type]
     except StopIteration as done:

@@ -1,10 +1,10 @@
-"""A transformers model in this process, decoding constrained by llguidance.
+"""Run a transformers model in this process, with decoding constrained by llguidance.
 
-The grammar is compiled from the answer's JSON schema, without optional white space; at each position it says which
-tokens may come next, and the model picks among those. Questions are decoded together in left-padded batches.
+The grammar is compiled from the answer's JSON schema, without optional white space. At each position it gives the
+allowed tokens, and the model chooses among them. Questions are decoded together in left-padded batches.
 
-The question's text is tokenised apart from the chat template around it, and with special tokens spelled out, so that
-trace text that spells a template's turn marker stays text.
+The question's text is tokenised separately from the chat template, and special tokens in it are treated as plain text,
+so that a turn marker in a trace stays text.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PLACE = "question-{}-goes-here"
 
 
 def require_llguidance() -> Any:
-    """Return the library. Raises ConfigError if it is not installed."""
+    """Return the library llguidance. Raises ConfigError if it is not installed."""
     try:
         import llguidance
         import llguidance.hf
@@ -45,7 +45,8 @@ def require_llguidance() -> Any:
 
 
 def question_ids(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[int]:
-    """Token ids of a chat up to and including the assistant header; message text never becomes a special token.
+    """Return the token ids of a chat up to and including the assistant header. Message text never becomes a special
+    token.
 
     Raises:
         TemplateError: the chat template refuses the messages or does not print them verbatim.
@@ -70,7 +71,7 @@ def question_ids(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[int
 
 
 class LocalBackend:
-    """A model folder; see `Backend`."""
+    """Answer with a model from a folder; see `Backend`."""
 
     together = True
 
@@ -83,7 +84,7 @@ class LocalBackend:
         device: str = "auto",
         dtype: str = "auto",
     ) -> None:
-        """Name the model; it is loaded with the first question.
+        """Set the model; it is loaded at the first question.
 
         Raises:
             ConfigError: llguidance is not installed.
@@ -96,14 +97,14 @@ class LocalBackend:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The folder's tokenizer, padding on the left. Raises ModelError."""
+        """The folder's tokenizer, with padding on the left. Raises ModelError."""
         tokenizer = load_tokenizer(self.folder)
         tokenizer.padding_side = "left"
         return tokenizer
 
     @cached_property
     def model(self) -> Any:
-        """The folder's model. Raises ModelError."""
+        """The model from the folder. Raises ModelError."""
         where = pick_device(self.device)
         return load_model(self.folder, pick_dtype(self.dtype, where, self.folder), where)
 
@@ -118,7 +119,7 @@ class LocalBackend:
 
     @property
     def context_tokens(self) -> int | None:
-        """From the config, else the model's number of positions."""
+        """Context length from the config, else the model's number of positions."""
         from transformers import AutoConfig
 
         if self._context_tokens is None:
@@ -139,7 +140,8 @@ class LocalBackend:
             limit = self.context_tokens or 1 << 30
             if len(ids) + self.max_tokens > limit:
                 out[i] = ContextLengthError(
-                    f"the question has {len(ids)} tokens and the answer up to {self.max_tokens}; the critic has {limit}"
+                    f"the question has {len(ids)} tokens and the answer up to {self.max_tokens}; the critic's context "
+                    f"holds {limit}"
                 )
             else:
                 rows.append((i, ids))
@@ -158,8 +160,8 @@ class LocalBackend:
 
     @torch.inference_mode()
     def _decode(self, prompts: Sequence[list[int]], requests: Sequence[Request]) -> list[Reply]:
-        """Decode a batch, one grammar per row. What the grammar forces is not asked of the model where that saves a pass:
-        the opening of the answer goes into the prefill, and a row of which only the ending is left is done."""
+        """Decode a batch, one grammar per row. Tokens that the grammar forces need no model pass: the beginning of the
+        answer goes into the prefill, and a row is finished once only a forced ending is left."""
         rows = [
             _Row(i, r, self._llguidance.LLMatcher(self._token_table, self._grammar(r))) for i, r in enumerate(requests)
         ]
@@ -202,7 +204,7 @@ class LocalBackend:
         ]
 
     def _pick(self, live: Sequence[_Row], logits: torch.Tensor) -> list[int]:
-        """Return the next token of each row, among those its grammar allows; `logits` is float32 [B, V]."""
+        """Return the next token of each row among those that its grammar allows; `logits` is float32 [B, V]."""
         bitmask = self._llguidance.torch.allocate_token_bitmask(len(live), logits.shape[1])
         for n, row in enumerate(live):
             self._llguidance.torch.fill_next_token_bitmask(row.matcher, bitmask, n)
@@ -215,7 +217,7 @@ class LocalBackend:
 
     @cached_property
     def _cache_argument(self) -> str:
-        """Name of the cache argument in this release of transformers."""
+        """Return the name of the cache argument in this release of transformers."""
         return "cache" if "cache" in inspect.signature(self.model.forward).parameters else "past_key_values"
 
     @cached_property
@@ -226,7 +228,8 @@ class LocalBackend:
 
 
 def _allowed(bitmask: torch.Tensor, vocab: int) -> torch.Tensor:
-    """Packed bits int32 [B, ceil(V/32)] as booleans [B, V]; the library's own function compiles itself, which takes longer."""
+    """Unpack bits int32 [B, ceil(V/32)] to booleans [B, V]. The library's own function compiles itself first, which
+    takes longer."""
     bits = (bitmask[:, :, None] >> torch.arange(32, dtype=torch.int32)) & 1
     return bits.flatten(1)[:, :vocab].bool()
 
@@ -240,7 +243,7 @@ def _seed(request: Request) -> int:
 
 
 class _Row:
-    """One answer in the making."""
+    """Hold one answer while it is decoded."""
 
     def __init__(self, at: int, request: Request, matcher: Any) -> None:
         self.at, self.request, self.matcher = at, request, matcher
@@ -248,7 +251,7 @@ class _Row:
         self.answer: list[int] = []
 
     def force(self) -> list[int]:
-        """Take the tokens that the grammar leaves no choice about."""
+        """Append the tokens that the grammar forces."""
         forced = list(self.matcher.compute_ff_tokens())
         if forced and not self.matcher.consume_tokens(forced):
             return []
@@ -256,7 +259,7 @@ class _Row:
         return forced
 
     def take(self, token: int, ends: frozenset[int], limit: int) -> bool:
-        """Append a token; whether the model has to be asked again."""
+        """Append a token, and return whether another model pass is needed."""
         if token in ends or not self.matcher.consume_token(token):
             return False
         self.answer.append(token)

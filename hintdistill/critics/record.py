@@ -1,12 +1,13 @@
-"""The trace as a critic reads it: one JSON object per line, in windows if it is longer than the critic's context.
+"""Write a trace in the form that a critic reads: one JSON object per line, in windows if it exceeds the critic's
+context.
 
-A line is JSON, so no text inside it can end the record or pose as the prompt: a line break or a quote in a message is an
-escape in its line. Two things JSON lets through are escaped as well: control characters (terminal sequences, Unicode line
-ends, bidirectional overrides) and the turn markers of chat templates, which a server would take for the end of the
-prompt. Undoing JSON escapes gives every message back exactly.
+Each line is JSON, so no text in it can end the record or pass for the prompt: line breaks and quotes in a message are
+escaped. Two things that JSON allows are escaped as well: control characters (terminal sequences, Unicode line ends,
+bidirectional overrides) and the turn markers of chat templates, which a server would take for the end of the prompt.
+Undoing the JSON escapes restores every message exactly.
 
-Nothing is ever left out. A record that does not fit is read in windows that overlap by whole messages, each opening
-with the system prompt and the first request; a message that does not fit a window is split into numbered parts.
+Nothing is left out. A record that does not fit is read in windows that overlap by whole messages. Each window begins
+with the system prompt and the first request. A message that does not fit into a window is split into numbered parts.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from hintdistill.core.extra_keys import CONTINUATION
 from hintdistill.core.types import Message, Trace
 
 Count = Callable[[str], int]
-"""Tokens of a text."""
+"""Function that counts the tokens of a text."""
 
 _MARKER = re.compile(
     r"<\|[^|>\s]{1,40}\|?>|<｜[^｜>\s]{1,40}｜>|</?(?:start_of_turn|end_of_turn|s|bos|eos|turn|channel)>|\[/?INST\]|<</?SYS>>|\[gMASK\]|<sop>"
@@ -35,7 +36,7 @@ _CONTROL = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u20
 
 @dataclass(frozen=True)
 class ExcerptLine:
-    """One line of a record and what it stands for."""
+    """Hold one line of a record, with the message and step that it represents."""
 
     text: str
     message: int
@@ -44,7 +45,7 @@ class ExcerptLine:
 
 @dataclass(frozen=True)
 class Excerpt:
-    """What a critic reads at once: lines, and the steps it may name."""
+    """Hold the lines that a critic reads at once, and the steps that it may name."""
 
     lines: tuple[ExcerptLine, ...]
     window: int = 0
@@ -52,7 +53,7 @@ class Excerpt:
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """The step numbers in it, each once, in order."""
+        """The step numbers in the excerpt, each once, in order."""
         return tuple(dict.fromkeys(line.step for line in self.lines if line.step is not None))
 
     @property
@@ -61,18 +62,18 @@ class Excerpt:
         return "\n".join(line.text for line in self.lines)
 
     def until(self, step: int) -> Excerpt:
-        """Return the record up to and including a step: a prefix of the whole, byte by byte."""
+        """Return the record up to and including a step; it is a byte-exact prefix of the whole record."""
         last = max(i for i, line in enumerate(self.lines) if line.step == step)
         return Excerpt(self.lines[: last + 1], self.window, self.windows)
 
 
 def encode(value: Any) -> str:
-    """Compact JSON on one line that no terminal and no chat template will act on."""
+    """Return compact JSON on one line, without anything that a terminal or a chat template would interpret."""
     return harmless(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
 
 
 def harmless(text: str) -> str:
-    """Text whose control characters and turn markers are spelled as JSON escapes; line breaks stay."""
+    """Return text in which JSON escapes replace control characters and turn markers; line breaks stay."""
     text = _CONTROL.sub(lambda m: f"\\u{ord(m.group()):04x}", text)
     return _MARKER.sub(lambda m: f"\\u{ord(m.group()[0]):04x}{m.group()[1:]}", text)
 
@@ -90,17 +91,17 @@ def _shown(message: Message, step: int | None) -> dict[str, Any]:
 
 
 FOLLOWED = (
-    "In the recording, another step stood in the place of the last one above. That step and what followed it are the next "
-    "lines: they show how the environment answers, and are not to be judged."
+    "In the recording, the last step above was a different one. The next lines show that step and what followed it. "
+    "They show how the environment answers; do not judge them."
 )
-"""Heads the recorded continuation of a trace whose last step was sampled again."""
+"""Heading of the recorded continuation of a trace whose last step was sampled again."""
 
 
 def whole(trace: Trace) -> Excerpt:
-    """Return the whole trace; lines of the student carry their step number, given ones (demonstrations, greetings) do
-    not.
+    """Return the whole trace as one excerpt. The student's lines carry step numbers, except given ones (demonstrations,
+    greetings).
 
-    Where the last step was sampled again, what was recorded in its place follows.
+    If the last step was sampled again, the recorded continuation follows.
     """
     steps = {at: k for k, at in enumerate(trace.step_indices) if k not in trace.given_steps}
     lines = [ExcerptLine(encode(_shown(m, steps.get(i))), i, steps.get(i)) for i, m in enumerate(trace.messages)]
@@ -112,7 +113,7 @@ def whole(trace: Trace) -> Excerpt:
 
 
 def _continuation(trace: Trace) -> list[Message]:
-    """Return what was recorded in the place of the last step; nothing if another program wrote something else under
+    """Return the messages recorded from the original last step on; empty if another program wrote something else under
     this key."""
     try:
         return [Message.model_validate(m) for m in trace.extra.get(CONTINUATION, ())]
@@ -121,18 +122,18 @@ def _continuation(trace: Trace) -> list[Message]:
 
 
 def windows(trace: Trace, count: Count, room: int | None, overlap: int) -> list[Excerpt]:
-    """Return the trace in as many records as it takes, each of at most `room` tokens; `room` None means all at once.
+    """Return the trace in as many excerpts as needed, each of at most `room` tokens; with `room` None, in one.
 
     Raises:
-        ContextLengthError: the room is too small to read anything in.
+        ContextLengthError: `room` is too small for any message.
     """
     record = whole(trace)
     if room is None or count(record.text) <= room:
         return [record]
     if room < 64:
         raise ContextLengthError(
-            f"trace {trace.id}: {room} tokens are left for it beside instructions, tools and answer",
-            hint="a critic with a longer context, fewer tools, or a lower critic.llm.max_tokens",
+            f"trace {trace.id}: only {room} tokens are left for it after instructions, tools and answer",
+            hint="use a critic with a longer context, fewer tools, or a lower critic.llm.max_tokens",
         )
     size = room // 3
     lines = [part for line in record.lines for part in _parts(line, count, size)]
@@ -165,7 +166,7 @@ def windows(trace: Trace, count: Count, room: int | None, overlap: int) -> list[
 
 
 def note(records: list[Excerpt]) -> tuple[str, ...]:
-    """Return how a trace was read, if it was not read at once."""
+    """Return a note on how a trace was read, if it was read in more than one window."""
     if len(records) == 1:
         return ()
     ranges = ", ".join(f"{r.lines[-1].message}" for r in records)

@@ -1,7 +1,7 @@
-"""Findings from a file: human labels, another tool, an environment's own checker.
+"""Read findings from a file: human labels, or the output of another tool or of an environment's checker.
 
-JSON lines, one finding each: `{"trace": id, "step": k, "error_class": …}` plus any other field of `Finding`. A trace that
-the file does not mention has the verdict `none`, because a recorded critic speaks for the whole set.
+Each JSON line is one finding: `{"trace": id, "step": k, "error_class": …}` plus any other field of `Finding`. A trace
+that the file does not mention gets the verdict `none`, because the file covers the whole set.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from hintdistill.critics import Outcome, one_by_one
 
 
 class RecordedCritic:
-    """Looks findings up by trace id."""
+    """Look up findings by trace id."""
 
     name = "recorded"
 
     def __init__(self, path: str | Path, error_classes: Iterable[str] | None = None) -> None:
-        """Read the file. Raises InputError with file and line for a row that is no finding."""
+        """Read the file. Raises InputError, with file and line, for a row that is not a finding."""
         self.path = Path(path)
         keep = None if error_classes is None else set(error_classes)
         self._rows: dict[str, list[Finding]] = {}
@@ -32,7 +32,7 @@ class RecordedCritic:
             text = self.path.read_text(encoding="utf-8")
         except FileNotFoundError:
             raise InputError(
-                f"no recorded findings at {path}", hint="critic.recorded.path names a JSONL file"
+                f"no recorded findings at {path}", hint="set critic.recorded.path to a JSONL file"
             ) from None
         except UnicodeDecodeError as error:
             raise InputError(f"{path} is not UTF-8: {error.reason} at byte {error.start}") from error
@@ -50,7 +50,7 @@ class RecordedCritic:
         except ValueError as error:
             raise InputError(f"{where}: not valid JSON: {error}") from None
         if not isinstance(row, dict) or not isinstance(row.get("trace"), str):
-            raise InputError(f"{where}: a finding is an object with `trace`, `step` and `error_class`")
+            raise InputError(f"{where}: a finding must be an object with `trace`, `step` and `error_class`")
         try:
             data = {"critic": self.name, **{k: v for k, v in row.items() if k != "trace"}}
             return row["trace"], Finding.model_validate(data)
@@ -59,7 +59,7 @@ class RecordedCritic:
             raise InputError(f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
     def key(self, trace: Trace) -> str:
-        """Hash of the rows about this trace alone, so that other rows can change freely."""
+        """Hash of the rows about this trace only, so that changes to other rows do not affect it."""
         rows = [f.model_dump_json() for f in self._rows.get(trace.id, ())]
         return hashlib.sha256(json.dumps(["recorded", rows]).encode()).hexdigest()
 

@@ -1,9 +1,9 @@
-"""The deterministic checks: no model, no cost, no opinion.
+"""Run the deterministic checks, without a model and at no cost.
 
-They see what a schema, a parser or an error message can show. On real traces of capable models they fire rarely and
-catch a tenth to a quarter of the labelled first errors, so they are a floor and evidence for an LLM critic, not a
-replacement. A failing call is flagged only where the answer blames the call; an environment that was busy, slow or
-down is not the student's error, but answering as if it had replied is.
+They detect what a schema, a parser or an error message shows. On real traces of capable models they fire rarely and
+catch a tenth to a quarter of the labelled first errors. So they are a baseline and evidence for an LLM critic, not a
+replacement. A failing call is flagged only if the answer blames the call. A busy, slow or unavailable environment is
+not the student's error, but answering as if it had replied is.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from hintdistill.core.types import Critique, Finding, Message, ToolCall, Trace
 from hintdistill.critics import Outcome, one_by_one
 
 VERSION = 1
-"""Raised when a check changes what it finds, so that stored critiques are made again."""
+"""Version of the checks; it increases when a check's findings change, so that stored critiques are made again."""
 
 MARKUP = re.compile(
     r"<tool_call>.{0,200}?(?:</tool_call>|$)|<function=[\w.-]+>|\[TOOL_CALLS\]"
@@ -43,12 +43,12 @@ ADMITS = re.compile(
 
 
 NOT_JUDGED = "not judged:"
-"""How the note of a call begins that its schema cannot judge."""
+"""Prefix of the note about a call that its schema cannot judge."""
 
 
 @dataclass(frozen=True)
 class CallResult:
-    """A call of a step and what came back, where anything did."""
+    """Hold a call of a step with its result, if there is one."""
 
     step: int
     index: int
@@ -57,7 +57,7 @@ class CallResult:
 
 
 def call_results(trace: Trace) -> list[CallResult]:
-    """Return every call with its result, paired within its step: by id if the ids are sound, else by order."""
+    """Return every call with its result, matched within its step by valid ids, else by order."""
     paired = []
     for step, at in enumerate(trace.step_indices):
         calls = trace.messages[at].tool_calls
@@ -75,7 +75,7 @@ def call_results(trace: Trace) -> list[CallResult]:
 
 
 def error_text(result: str | None) -> str | None:
-    """Return the error a tool result reports, or None if it is a result."""
+    """Return the error that a tool result reports; None if it is not an error."""
     if result is None:
         return None
     try:
@@ -93,12 +93,12 @@ def error_text(result: str | None) -> str | None:
 
 
 def is_environment_fault(error: str) -> bool:
-    """Return whether the error is the environment's own (slow, busy, down) and says nothing about the call."""
+    """Return whether the environment caused the error (slow, busy, down), so that it says nothing about the call."""
     return ENVIRONMENT_FAULT.search(error) is not None
 
 
 class RulesCritic:
-    """Runs the chosen checks over a trace."""
+    """Run the chosen checks over a trace."""
 
     name = "rules"
 
@@ -114,8 +114,8 @@ class RulesCritic:
         return one_by_one(self.check, traces)
 
     def check(self, trace: Trace) -> Critique:
-        """Return all findings of one trace, in step order; at a step that breaks several rules, the most basic one
-        stands."""
+        """Return all findings of one trace in step order. If a step breaks several rules, only the most basic finding
+        is kept."""
         findings: list[Finding] = []
         notes: list[str] = []
         calls = call_results(trace)
@@ -250,7 +250,7 @@ def _call_in_prose(step: int, message: Message) -> Finding | None:
         error_class="call_in_prose",
         quote=match.group(0),
         quote_in="content",
-        evidence="tool-call markup is in the text, where nothing executes it",
+        evidence="tool-call markup is in the text, where it is not executed",
     )
 
 

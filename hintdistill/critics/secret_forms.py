@@ -1,7 +1,7 @@
-"""The forms of secrets that are looked for beside those of detect-secrets: keys by their prefix, and values by what names them.
+"""Detect secrets that detect-secrets does not cover: keys by their prefix, and values by the name in front of them.
 
-Each pattern is bounded, because the text that it reads comes from outside: none takes more than a few characters' work at any
-place. A value that is a placeholder (`<your key>`, `$TOKEN`, `********`), a type (`string`) or a call is no secret.
+The text comes from outside, so each pattern is bounded: it examines only a few characters at any position. A
+placeholder (`<your key>`, `$TOKEN`, `********`), a type (`string`) or a call is not a secret.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ KEYS = re.compile(
     r"|dp\.(?:pt|st|ct|sa)\.[\w.-]{30,}|EAA[A-Za-z0-9]{60,}|(?:A3T[A-Z0-9]|AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{16}"
     r")"
 )
-"""Keys that are told by their prefix, younger than the library's release or not in it."""
+"""Keys recognisable by their prefix that the library does not detect."""
 
 WEBHOOK = re.compile(
     r"discord(?:app)?\.com/api/webhooks/\d{10,}/[\w-]{40,}|hooks\.slack\.com/(?:services|workflows)/[\w/]{20,}"
@@ -49,7 +49,7 @@ _NAMING = re.compile(
     rf"{_VALUE}{_END}",
     re.IGNORECASE,
 )
-"""A value behind a word that names a secret; the rest of the name is before the match."""
+"""Pattern of a value after a word that names a secret; the rest of the name precedes the match."""
 _BEFORE = re.compile(r"[\w.-]{0,40}\Z")
 NAMED = (
     # netrc
@@ -80,7 +80,7 @@ NAMED = (
     re.compile(rf"\b(?P<name>redis-cli)\b[^\n]{{0,200}}?\s-a\s?[\"']?{_VALUE}{_END}"),
     re.compile(rf"\b(?P<name>ldap(?:search|modify|add|whoami))\b[^\n]{{0,200}}?\s-w\s?[\"']?{_VALUE}{_END}"),
 )
-"""Values that a header, a parameter or a program calls a secret; the groups `name` and `value`."""
+"""Patterns of values that a header, a parameter or a program marks as secret, with the groups `name` and `value`."""
 
 _NOT_NAMES = re.compile(
     r"page|next|prev|cursor|continu|sync|max|min|num|count|total|limit|used|usage|pad|eos|bos|unk|sep|mask|stop|special|prompt"
@@ -97,7 +97,7 @@ _PLACEHOLDER = re.compile(
 
 
 def named_secrets(text: str) -> bool:
-    """Return whether the text holds a value that a name, a header, a parameter or a program calls a secret."""
+    """Return whether the text contains a value that a name, a header, a parameter or a program marks as secret."""
     if any(_is_secret(m["name"], m["value"]) for pattern in NAMED for m in pattern.finditer(text)):
         return True
     for match in _NAMING.finditer(text):

@@ -1,9 +1,10 @@
-"""Whether text may leave this machine: keys and tokens by detect-secrets and by `secret_forms.py`, e-mail addresses by shape.
+"""Decide whether text may leave this machine. detect-secrets and `secret_forms.py` detect keys and tokens; a pattern
+detects e-mail addresses.
 
-A trace is read as it is sent and with its JSON escapes undone, one level after the other: a password in the arguments of a
-call is in quotation marks that the record escapes, and behind the backslashes no detector sees it. So is what is spelled
-for a URL or for HTML, in wide letters, or with invisible characters between. Nothing found is ever repeated: a refusal says
-which message holds what kind of secret. docs/security.md lists what is not found.
+A trace is scanned in the form that is sent, and again with its JSON escapes undone level by level, because detectors
+miss a password behind escaped quotation marks. It is also scanned with the spellings of URLs, HTML, wide letters and
+invisible characters undone. A secret is never repeated: a refusal names only the message and the kind of secret.
+docs/security.md lists what the scan misses.
 """
 
 from __future__ import annotations
@@ -46,11 +47,11 @@ DETECTORS = (
     "TelegramBotTokenDetector",
     "TwilioKeyDetector",
 )
-"""Every detector of the library that looks for the shape of a key; not the two that measure entropy, to which every
-order number of a trace is a secret."""
+"""The library's detectors that look for the shape of a key. The two entropy detectors are left out, because they report
+every order number of a trace."""
 
 DEPTH = 8
-"""Levels of JSON inside JSON that are undone."""
+"""Number of levels of nested JSON that are undone."""
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060-\u2064\ufeff]")
 FORMS = {"key of a service": KEYS, "address of a webhook": WEBHOOK, "private key": PRIVATE, "hash of a password": HASH}
 _ESCAPE = re.compile(r"\\(?:u([\da-fA-F]{4})|(.))", re.DOTALL)
@@ -59,7 +60,7 @@ _ALLOW = re.compile(r"pragma:\s*(?:allow|white)list\S*(?:\s+\S*secret)?", re.IGN
 
 
 class SecretError(InputError):
-    """A trace holds what must not leave this machine."""
+    """A trace contains something that must not leave this machine."""
 
 
 @cache
@@ -81,7 +82,7 @@ def require() -> None:
 
 
 def _readings(text: str) -> Iterator[str]:
-    """Yield the text, and what it is with JSON escapes undone, level by level; the last one with other spellings undone
+    """Yield the text, then the text with JSON escapes undone level by level, and last with other spellings undone
     too."""
     for _ in range(DEPTH):
         yield text
@@ -99,13 +100,13 @@ def _readings(text: str) -> Iterator[str]:
 
 
 def kinds(text: str) -> list[str]:
-    """Return what kinds of secrets a text holds, each once."""
+    """Return the kinds of secrets in a text, each once."""
     scan_line, transient_settings = _library()
     readings = list(_readings(text))
     found = ["e-mail address"] if any(EMAIL.search(r) for r in readings) else []
     for kind, pattern in FORMS.items():
         found += [kind] if any(pattern.search(r) for r in readings) else []
-    found += ["value that is named a secret"] if any(named_secrets(r) for r in readings) else []
+    found += ["value marked as secret"] if any(named_secrets(r) for r in readings) else []
     # a trace must not be able to wave itself through: the library's allow-list comments are taken out first
     settings = {"plugins_used": [{"name": name} for name in DETECTORS]}
     with _LOCK, transient_settings(settings):
@@ -115,7 +116,7 @@ def kinds(text: str) -> list[str]:
 
 
 def refuse(trace_id: str, parts: Iterable[tuple[str, str]]) -> None:
-    """Raise SecretError if one of the named texts holds a secret."""
+    """Raise SecretError if one of the named texts contains a secret."""
     found = [f"{name}: {', '.join(held)}" for name, text in parts if (held := kinds(text))]
     if found:
         shown = "; ".join(found[:5]) + (f"; and {len(found) - 5} more" if len(found) > 5 else "")

@@ -1,9 +1,9 @@
-"""Any OpenAI-compatible server: vLLM, SGLang, cloud services.
+"""Ask an OpenAI-compatible server: vLLM, SGLang, cloud services.
 
-Rate limits and passing errors are retried by the client with growing pauses, a bounded number of times (`core/http.py`). What
-stays is told apart by whether the next question would fail as well: an unreachable server, a redirect, a wrong key or a wrong
-model name stop the batch; anything else costs its own trace. That trace is owed where another try may help, and a failure
-where the same question would be refused again.
+The client retries after rate limits and transient errors, with growing pauses and a limited number of times
+(`core/http.py`). Other errors stop the batch if the next question would fail too: an unreachable server, a redirect, a
+wrong key, a wrong model name. Any other error costs only its own trace. That trace remains to be done if another
+attempt may help; it has failed if the same question would be refused again.
 """
 
 from __future__ import annotations
@@ -23,27 +23,28 @@ from hintdistill.core.types import Usage
 from hintdistill.critics.backends import Reply, Request, by_bytes
 
 RAW_LENGTH = 20_000
-"""Characters of an unusable answer that are kept."""
+"""Number of characters kept of an unusable answer."""
 REFUSES_KEY_OR_MODEL = (401, 403, 404)
 REFUSES_QUESTION = (400, 413, 422)
 COUNTS = ("prompt_tokens", "completion_tokens")
 MOST_TOKENS = 10**9
-"""A count above this is no count of tokens."""
+"""Largest plausible count of tokens; a number above it is not used."""
 
 
 class NoCompletionError(ServiceError):
-    """A server's answer that is no chat completion: a proxy's page, half a body, another format."""
+    """A server's answer is not a chat completion but, e.g., a proxy's page, half a body, or another format."""
 
     def __init__(self, url: str, what: str, body: str) -> None:
         super().__init__(
             f"{url} did not answer with a chat completion: {what}",
-            hint="is it an OpenAI-compatible server, and the URL complete up to /v1? What it said is in the failure row",
+            hint="check that the server is OpenAI-compatible and that the URL is complete up to /v1; its answer is in "
+            "the failure row",
         )
         self.raw, self.usage = body[:RAW_LENGTH], Usage(requests=1)
 
 
 class RefusedError(InputError):
-    """The server, or the model behind it, does not answer this question, and would not the next time."""
+    """The server, or its model, refuses to answer this question and would refuse again."""
 
     def __init__(self, message: str, raw: str = "", usage: Usage | None = None, *, hint: str = "") -> None:
         super().__init__(message, hint=hint)
@@ -51,7 +52,7 @@ class RefusedError(InputError):
 
 
 class ServerBackend:
-    """A chat-completions server; see `Backend`."""
+    """Answer with a chat-completions server; see `Backend`."""
 
     together = False
 
@@ -90,7 +91,7 @@ class ServerBackend:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is worth saying about how the servers are reached, and which of them were gone."""
+        """Notes about how the servers are reached, and which of them failed."""
         return self._client.notes
 
     def count(self, text: str) -> int:
@@ -99,7 +100,7 @@ class ServerBackend:
 
     @property
     def context_tokens(self) -> int | None:
-        """From the config, else what the server says of its model (vLLM and SGLang do), else None."""
+        """Context length from the config, else as the server reports it (vLLM and SGLang do), else None."""
         with self._lock:
             if not self._asked:
                 self._asked = True
@@ -154,8 +155,8 @@ class ServerBackend:
             return RefusedError(
                 error.message,
                 error.said,
-                hint=f"if it takes no JSON schema, {where}.structured=none; if the question is too long for it, "
-                f"{where}.context_tokens, and {where}.tokenizer to count exactly",
+                hint=f"if it accepts no JSON schema, set {where}.structured=none; if the question is too long for it, "
+                f"set {where}.context_tokens, and {where}.tokenizer for exact counts",
             )
         if error.status in REFUSES_KEY_OR_MODEL:
             error.hint = f"check {where}.model ({self.config.model}) and the key in ${self.config.api_key_env}"
@@ -164,12 +165,12 @@ class ServerBackend:
 
 
 def read_reply(body: str, url: str) -> Reply:
-    """Return the answer in a response's body. Raises NoCompletionError if it is not one; no choices at all are an empty
+    """Return the answer in a response's body; without choices, it is empty. Raises NoCompletionError if it is not an
     answer."""
     try:
         data = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise NoCompletionError(url, f"no JSON ({error})", body) from None
+        raise NoCompletionError(url, f"not JSON ({error})", body) from None
     choices = data.get("choices") if isinstance(data, dict) else None
     if not isinstance(choices, list):
         raise NoCompletionError(url, "no list of choices", body)

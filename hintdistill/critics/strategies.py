@@ -1,16 +1,14 @@
-"""How an LLM critic is led to a verdict: strategies as data.
+"""Lead an LLM critic to a verdict with strategies.
 
-A strategy is a generator that asks questions (`Request`) and is sent the replies; it knows neither server nor model, so
-that the same code runs one trace per thread against a server and hundreds in step inside one process.
+A strategy is a generator that yields questions (`Request`) and receives the replies. It does not depend on a server or
+a model, so the same code runs one trace per thread against a server, or hundreds of traces in step in one process.
 
-| strategy | questions per record of n steps | reads |
-|---|---|---|
-| all_at_once   | 1               | the whole record |
-| step_by_step  | 1 to n          | a record that grows by a step, a prefix of the whole, until the first mistake |
-| binary_search | ⌈log2 n⌉ + 1    | the whole record, then the record up to the step found |
+| strategy | questions per record of n steps | reads | |---|---|---| | all_at_once | 1 | the whole record | |
+step_by_step | 1 to n | a growing prefix of the record, step by step until the first mistake | | binary_search | ⌈log2
+n⌉ + 1 | the whole record, then the record up to the found step |
 
-Every question opens with the record and ends with instructions and schema (`Asker.question`), so that a server's prefix
-cache serves the strategies, the votes and edited prompts alike.
+Every question begins with the record and ends with the instructions and the schema (`Asker.question`), so that
+strategies, votes and edited prompts all share a server's prefix cache.
 """
 
 from __future__ import annotations
@@ -46,14 +44,14 @@ from hintdistill.prompts import REVISE, TWIN, PromptLibrary, hint_classes
 T = TypeVar("T")
 A = TypeVar("A", bound=Answer)
 Asking = Generator[Request, Reply | HintdistillError, T]
-"""Yields questions, is sent replies, returns T."""
+"""Generator that yields questions, receives replies, and returns T."""
 RECORD = "critic/record.jinja"
 REPAIR = "critic/repair.jinja"
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What one reading of one record came to."""
+    """Hold the result of one reading of one record."""
 
     verdict: Verdict
     findings: tuple[LLMFinding, ...] = ()
@@ -62,22 +60,22 @@ class Judgement:
 
 @dataclass
 class Asker:
-    """Puts questions about one trace and keeps count."""
+    """Ask questions about one trace and count their cost."""
 
     trace: Trace
     config: LLMSection
     library: PromptLibrary
     checks: tuple[Finding, ...]
     twins: bool = False
-    """Whether the run makes twins, so that the critic is asked for their edits; see `asks_edit`."""
+    """Whether the run makes twins, so that the critic also writes their edits; see `asks_edit`."""
     section: str = "llm"
-    """Section of `critic` whose settings these are."""
+    """Section of `critic` that holds these settings."""
     usage: Usage = field(default_factory=Usage)
     notes: list[str] = field(default_factory=list)
     raw: list[str] = field(default_factory=list)
 
     def question(self, name: str, record: Excerpt, schema: Mapping[str, Any], more: Mapping[str, Any]) -> str:
-        """Return the text of a question: the record, then instructions, legal steps and schema."""
+        """Return the text of a question: the record, then instructions, allowed steps and schema."""
         steps = record.steps
         values = {
             "tools": tool_lines(self.trace),
@@ -102,11 +100,11 @@ class Asker:
         return f"{self.library.render(RECORD, values)}\n\n{between}{body}"
 
     def asks_edit(self, name: str) -> bool:
-        """Return whether a prompt's answer may hold the edit of a twin; see `asks_for_edit`."""
+        """Return whether the answer to a prompt may contain the edit of a twin; see `asks_for_edit`."""
         return self.twins and asks_for_edit(self.library, self.config, name)
 
     def answer_schema(self, steps: tuple[int, ...]) -> dict[str, Any]:
-        """Return the schema of the answer about a whole record with these steps."""
+        """Return the schema of the answer about a whole record with the given steps."""
         return answer_schema(steps, self._form)
 
     def step_schema(self) -> dict[str, Any]:
@@ -130,12 +128,12 @@ class Asker:
     def ask(
         self, kind: type[A], name: str, record: Excerpt, schema: dict[str, Any], vote: int, **more: Any
     ) -> Asking[A]:
-        """Ask, and where the answer does not validate, say why and ask again.
+        """Ask a question; if the answer is invalid, say why and ask again.
 
         Raises:
             AnswerError: no valid answer after the repair rounds.
-            CutOffError: the limit on tokens ended an answer that cannot be used as it is; nothing more is asked.
-            HintdistillError: what kept the question from being answered.
+            CutOffError: the token limit cut the answer and made it unusable; the question is not repeated.
+            HintdistillError: the question could not be answered.
         """
         messages = [{"role": "user", "content": self.question(name, record, schema, more)}]
         problem, text = "", ""
@@ -179,20 +177,22 @@ class Asker:
 
     @property
     def bounds(self) -> int | None:
-        """Bound on the findings of an answer, where the backend takes such keywords."""
+        """Limit on the findings of an answer, if the backend accepts such keywords."""
         constrained = self.config.backend != "server" or self.config.structured == "json_schema"
         return self.config.max_findings if constrained else None
 
     @property
     def ranged(self) -> bool:
-        """Whether the backend spells a listed number its own way, so that a range is asked for; see `answer_schema`."""
+        """Whether to state numbers as a range, because the backend writes listed numbers in its own way; see
+        `answer_schema`."""
         return self.bounds is not None and self.config.backend != "local"
 
 
 def asks_for_edit(library: PromptLibrary, config: LLMSection, name: str) -> bool:
-    """Return whether a prompt leaves room to ask for the edit of a twin.
+    """Return whether a prompt has a place for the request of a twin's edit.
 
-    Only the prompt that asks for the hint does; one that lays out the record itself must say where (`{{ twin }}`).
+    Only the prompt that asks for the hint has one; a prompt that prints the record itself must mark it with `{{ twin
+    }}`.
     """
     if name != config.asked_prompt:
         return False
@@ -200,7 +200,7 @@ def asks_for_edit(library: PromptLibrary, config: LLMSection, name: str) -> bool
 
 
 def add(a: Usage, b: Usage) -> Usage:
-    """Return two costs as one."""
+    """Return the sum of two costs."""
     return Usage(
         requests=a.requests + b.requests,
         prompt_tokens=a.prompt_tokens + b.prompt_tokens,
@@ -209,10 +209,11 @@ def add(a: Usage, b: Usage) -> Usage:
 
 
 def shown(schema: Any) -> str:
-    """Return a schema as a prompt prints it: one line, without titles and descriptions, and a row of numbers as its
-    range.
+    """Return a schema in the form that a prompt prints: one line, without titles and descriptions, with number lists as
+    ranges.
 
-    The instructions list the legal steps already; listed twice more they would be most of what a long trace computes anew.
+    The instructions already list the allowed steps. Two more lists would be most of the uncached tokens of a long
+    trace.
     """
 
     def bare(value: Any) -> Any:
@@ -229,11 +230,11 @@ def shown(schema: Any) -> str:
 
 def tool_lines(trace: Trace) -> str:
     """Return the tool schemas, one JSON object per line."""
-    return "\n".join(encode(t.get("function", t)) for t in trace.tools) or "no tools recorded"
+    return "\n".join(encode(t.get("function", t)) for t in trace.tools) or "no tools were recorded"
 
 
 def signatures(trace: Trace) -> str:
-    """Return the tools in short, one per line: `name(argument:type,...)`, as one line of JSON would have it escaped."""
+    """Return short signatures of the tools, one per line: `name(argument:type,...)`, escaped as in a JSON line."""
     lines = []
     for name, schema in trace.tool_schemas.items():
         arguments = ",".join(
@@ -245,15 +246,15 @@ def signatures(trace: Trace) -> str:
 
 
 def all_at_once(asker: Asker, record: Excerpt, vote: int) -> Asking[Judgement]:
-    """Return the whole record, one answer."""
+    """Judge the whole record with one answer."""
     schema = asker.answer_schema(record.steps)
     answer = yield from asker.ask(LLMAnswer, asker.config.prompts["prompt"], record, schema, vote)
-    notes = (f"the run was made to fail by {answer.failed_by}",) if answer.failed_by in ("other", "unclear") else ()
+    notes = (f"the failure was caused by: {answer.failed_by}",) if answer.failed_by in ("other", "unclear") else ()
     return Judgement(answer.outcome, tuple(answer.marked()), notes)
 
 
 def step_by_step(asker: Asker, record: Excerpt, vote: int) -> Asking[Judgement]:
-    """Return each step with what stood above it, until the first mistake."""
+    """Judge one step after another, each with the record up to it, until the first mistake."""
     for step in record.steps:
         finding = yield from one_step(asker, record, step, vote)
         if finding is not None:
@@ -264,7 +265,7 @@ def step_by_step(asker: Asker, record: Excerpt, vote: int) -> Asking[Judgement]:
 
 
 def binary_search(asker: Asker, record: Excerpt, vote: int) -> Asking[Judgement]:
-    """Halve the steps until one is left, then judge that one."""
+    """Halve the range of steps until one is left, then judge that one."""
     steps = record.steps
     while len(steps) > 1:
         first, second = steps[: len(steps) // 2], steps[len(steps) // 2 :]
@@ -287,7 +288,7 @@ def binary_search(asker: Asker, record: Excerpt, vote: int) -> Asking[Judgement]
 
 
 def one_step(asker: Asker, record: Excerpt, step: int, vote: int) -> Asking[LLMFinding | None]:
-    """Return the question about one step; None if it holds no mistake."""
+    """Judge one step; return None if it is not a mistake."""
     schema = asker.step_schema()
     answer = yield from asker.ask(
         StepAnswer, asker.config.prompts["step_prompt"], record.until(step), schema, vote, step=step
@@ -298,7 +299,8 @@ def one_step(asker: Asker, record: Excerpt, step: int, vote: int) -> Asking[LLMF
 
 
 def another_hint(asker: Asker, record: Excerpt, finding: Finding, reasons: str) -> Asking[str]:
-    """Return a second hint for a finding, given why the first was rejected; `record` ends with its step."""
+    """Return a second hint for a finding, given the reason for rejecting the first; `record` ends with the finding's
+    step."""
     answer = yield from asker.ask(
         HintAnswer,
         REVISE,
@@ -315,17 +317,17 @@ def another_hint(asker: Asker, record: Excerpt, finding: Finding, reasons: str) 
 
 
 def asked_all_at_once(asker: Asker, record: Excerpt) -> list[str]:
-    """Return every question of `all_at_once`."""
+    """Return all questions of `all_at_once`."""
     return [asker.question(asker.config.prompts["prompt"], record, asker.answer_schema(record.steps), {})]
 
 
 def asked_step_by_step(asker: Asker, record: Excerpt) -> list[str]:
-    """Return every question of `step_by_step`, if no step is a mistake."""
+    """Return all questions of `step_by_step`, assuming that no step is a mistake."""
     return [asked_of_step(asker, record, step) for step in record.steps]
 
 
 def asked_binary_search(asker: Asker, record: Excerpt) -> list[str]:
-    """Return every question of `binary_search`, as long as its longest."""
+    """Return as many questions as `binary_search` may ask, each as long as its longest."""
     halves = {"first": list(record.steps), "second": []}
     schema = asker.answer_schema(record.steps)
     half = asker.question(asker.config.prompts["half_prompt"], record, schema, halves)
@@ -340,7 +342,8 @@ def asked_of_step(asker: Asker, record: Excerpt, step: int) -> str:
 
 
 def merge_windows(judgements: list[Judgement]) -> Judgement:
-    """Return what was found in any window; where two windows name one error class at one step, the surer one stands."""
+    """Merge the findings of all windows; if two windows name one error class at one step, keep the more confident
+    finding."""
     found: dict[tuple[int, str], LLMFinding] = {}
     for judgement in judgements:
         for f in judgement.findings:
@@ -356,18 +359,19 @@ def merge_windows(judgements: list[Judgement]) -> Judgement:
 
 
 def one_decisive(found: list[LLMFinding]) -> tuple[LLMFinding, ...]:
-    """Findings of several readings with at most one decisive: the surest of those that are marked, the first among equals."""
+    """Return the findings of several readings with at most one marked as decisive: the most confident, or the first of
+    equals."""
     marked = [f for f in found if f.decisive]
     best = max(marked, key=lambda f: f.confidence, default=None)
     return tuple(f.model_copy(update={"decisive": False}) if f.decisive and f is not best else f for f in found)
 
 
 def agree(votes: list[Judgement], least: float) -> Judgement:
-    """Votes as one judgement: a step's confidence is the share of votes that name it.
+    """Combine votes into one judgement; a step's confidence is the share of votes that name it.
 
-    Of the findings at a step, the first of its most frequent error class stands. Steps below `least` are dropped and
-    noted; where that leaves nothing, the most frequent other verdict stands, or `abstain` where most votes found
-    something and could not agree on what.
+    For each step, the first finding of its most frequent error class is kept. Steps below `least` are dropped with a
+    note. If nothing is left, the result is the most frequent other verdict, or `abstain` if most votes have findings
+    but disagree.
     """
     if len(votes) == 1:
         return votes[0]

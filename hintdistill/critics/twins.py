@@ -1,8 +1,8 @@
-"""Edits for twins that an LLM critic wrote: from quotes to replacements, and what they may never do.
+"""Turn the edits that an LLM critic wrote for twins into replacements, and enforce their limits.
 
-The critic has read the trace, which may hold hostile text, and what it writes decides where a step is held. So an edit of a
-critic exchanges words that are there: it adds no message, no call and no tool, takes no message out, writes no markup of calls or
-turns, and gives no tool a name under which something is changed (docs/security.md).
+The critic has read the trace, which may contain hostile text, and its edit decides in which context a step is held. So
+a critic's edit may only replace existing words. It must not add a message, a call or a tool, remove a message, write
+markup of calls or turns, or give a tool the name of one that changes something (docs/security.md).
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ _CALL = re.compile(r"\"(?:name|arguments|tool_calls|function)\"\s*:", re.IGNOREC
 
 
 def edit_of(trace: Trace, step: int, parts: Sequence[LLMEdit], critic: str) -> TwinEdit:
-    """Return the edit that a critic states as quotes and replacements.
+    """Return the edit that a critic wrote as quotes and replacements.
 
     Raises:
-        TwinError: a quote does not stand exactly once in what the step could read (`count`), or there are too many (`too_many`).
+        TwinError: a quote does not occur exactly once in the step's context (`count`), or there are too many
+            replacements (`too_many`).
     """
     if len(parts) > MOST_REPLACEMENTS:
         raise TwinError(
@@ -37,20 +38,22 @@ def edit_of(trace: Trace, step: int, parts: Sequence[LLMEdit], critic: str) -> T
 
 
 def refuse_critics_edit(trace: Trace, edited: Trace, edit: TwinEdit) -> None:
-    """Raise TwinError if an edit does what no critic's edit may; see the module.
+    """Raise TwinError if a critic's edit exceeds its limits; see the module's docstring.
 
     Args:
-        edited: the trace under the edit.
+        edited: the trace after the edit.
     """
     if edit.removed or any(not r.old for r in edit.replacements):
-        raise TwinError("critic_adds", "a critic's edit exchanges words; it adds and takes out no messages or tools")
+        raise TwinError(
+            "critic_adds", "a critic's edit may only replace words; it must not add or remove messages or tools"
+        )
     for r in edit.replacements:
         if harmless(r.new) != r.new or any(ord(c) < 32 and c not in "\n\t" for c in r.new):
             raise TwinError("control_tokens", f"the edit writes control characters or turn markers: {r.new[:60]!r}")
         if MARKUP.search(r.new) or (r.where == "message" and _CALL.search(r.new) and not _CALL.search(r.old)):
-            raise TwinError("critic_adds", f"the edit writes what looks like a call: {r.new[:60]!r}")
+            raise TwinError("critic_adds", f"the edit writes text that looks like a call: {r.new[:60]!r}")
     if len(edited.tools) != len(trace.tools):
-        raise TwinError("critic_adds", "the edit adds a tool or takes one out")
+        raise TwinError("critic_adds", "the edit adds or removes a tool")
     for before, after in zip(trace.tools, edited.tools, strict=True):
         name = (after.get("function") or after)["name"]
         if (
@@ -58,4 +61,4 @@ def refuse_critics_edit(trace: Trace, edited: Trace, edit: TwinEdit) -> None:
             and name not in trace.tool_schemas
             and effect_of(name, (before, after), trace.tool_effects) != "reads"
         ):
-            raise TwinError("state_changing", f"the edit lists {name}, which may change something")
+            raise TwinError("state_changing", f"the edit lists {name}, a tool that may change something")

@@ -1,4 +1,4 @@
-"""vLLM in this process, its output constrained by its structured outputs, its prefix cache shared by all questions."""
+"""Run vLLM in this process, with its structured outputs, and a prefix cache that all questions share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hintdistill.critics.local import question_ids
 
 
 class VLLMBackend:
-    """A model folder served by vLLM's offline engine; see `Backend`."""
+    """Answer with vLLM's offline engine on a model folder; see `Backend`."""
 
     together = True
 
@@ -29,10 +29,10 @@ class VLLMBackend:
         dtype: str = "auto",
         engine: Any = None,
     ) -> None:
-        """Name the model; the engine starts with the first question.
+        """Set the model; the engine starts at the first question.
 
         Args:
-            engine: a running `vllm.LLM` to share.
+            engine: a running `vllm.LLM` to use.
 
         Raises:
             ConfigError: vLLM is not installed.
@@ -71,7 +71,8 @@ class VLLMBackend:
             )
         except Exception as error:
             failure = ServiceError(
-                f"vLLM did not start on {self.folder}: {error}", hint="critic.llm.context_tokens bounds its memory"
+                f"vLLM did not start on {self.folder}: {error}",
+                hint="a lower critic.llm.context_tokens limits its memory",
             )
             failure.retryable = False
             raise failure from error
@@ -82,7 +83,7 @@ class VLLMBackend:
 
     @property
     def context_tokens(self) -> int | None:
-        """The engine's context."""
+        """Context length of the engine."""
         if self._context_tokens is None:
             self._context_tokens = int(self.engine.llm_engine.model_config.max_model_len)
         return self._context_tokens
@@ -104,8 +105,8 @@ class VLLMBackend:
                 continue
             if len(ids) + self.max_tokens > (self.context_tokens or 1 << 30):
                 out[i] = ContextLengthError(
-                    f"the question has {len(ids)} tokens and the answer up to {self.max_tokens}; "
-                    f"the critic has {self.context_tokens}"
+                    f"the question has {len(ids)} tokens and the answer up to {self.max_tokens}; the critic's context "
+                    f"holds {self.context_tokens}"
                 )
                 continue
             asked.append(i)

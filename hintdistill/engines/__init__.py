@@ -1,7 +1,8 @@
-"""4. rescore: sequences in, scores out. Engines know token ids and weights, never text, templates or messages.
+"""Run stage 4, rescore: sequences in, scores out. Engines know token ids and weights, never text, templates or
+messages.
 
-How an engine shares work between sequences is its own business; what it returns is not: every scored position gets a
-finite number or the call fails.
+Each engine decides how to share work between sequences. But all engines guarantee that every scored position gets a
+finite number, or the call fails.
 """
 
 from __future__ import annotations
@@ -14,27 +15,28 @@ import numpy as np
 from hintdistill.core.scores import ScoreRequest, Scores
 
 CAPABILITIES = frozenset({"gather", "full", "hidden"})
-"""`gather`: log-probabilities of chosen ids; `full`: the whole vocabulary; `hidden`: hidden states."""
+"""Capabilities of engines. `gather`: log-probabilities of chosen ids; `full`: the whole vocabulary; `hidden`: hidden
+states."""
 
 
 @runtime_checkable
 class Engine(Protocol):
-    """One engine is one set of weights."""
+    """Score sequences with one set of weights."""
 
     capabilities: frozenset[str]
     key: str
-    """Identifies the weights; equal keys give equal scores."""
+    """Key of the weights; equal keys give equal scores."""
     max_length: int
-    """Longest sequence the model takes, in tokens."""
+    """Longest sequence that the model accepts, in tokens."""
 
     def score(self, requests: Sequence[ScoreRequest], top_k: int) -> list[Scores]:
         """Score each request's range.
 
-        Requests of one `group` are scored on the union of their top-k ids and the sampled id, if the engine can
-        `gather`.
+        Requests of one `group` are scored on the union of their top-k ids and the sampled id, if the engine has the
+        capability `gather`.
 
         Raises:
-            ContextLengthError: a sequence is longer than the model takes.
+            ContextLengthError: a sequence is longer than the model accepts.
             ScoreError: a log-probability is missing or not finite.
         """
         ...
@@ -42,9 +44,9 @@ class Engine(Protocol):
 
 def union_rows(rows: Sequence[np.ndarray]) -> np.ndarray:
     """Per position, the ids of all arrays [T, K_i], each once, ascending; padded with -1 to the longest. int64 [T, K]."""
-    merged = [np.unique(np.concatenate(parts)) for parts in zip(*rows, strict=True)]
-    width = max(len(m) for m in merged)
-    out = np.full((len(merged), width), -1, np.int64)
-    for t, ids in enumerate(merged):
-        out[t, : len(ids)] = ids
+    ids = np.sort(np.concatenate([np.asarray(r, np.int64) for r in rows], axis=1), axis=1)
+    fresh = np.ones(ids.shape, bool)
+    fresh[:, 1:] = ids[:, 1:] != ids[:, :-1]
+    out = np.full((len(ids), int(fresh.sum(1).max())), -1, np.int64)
+    out[np.nonzero(fresh)[0], (fresh.cumsum(1) - 1)[fresh]] = ids[fresh]
     return out

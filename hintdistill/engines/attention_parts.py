@@ -1,12 +1,14 @@
-"""Attention over parts of the keys, without a mask: each part by a fused kernel, put together by the parts' log-sums.
+"""Compute attention over parts of the keys without a mask: a fused kernel for each part, combined through their
+log-sums.
 
-A branch sees all of the trunk before its fork, and itself causally; a later piece of a long trunk sees all earlier ones, and
-itself causally. So no part needs a mask, which for a block of 256 queries over 128k keys would be larger than the keys. With
-o_i and l_i the output and the log of the softmax's denominator of part i, the whole is Σ o_i exp(l_i - logsumexp l), as in flash
-attention's own blocks (Dao et al. 2022, arXiv 2205.14135).
+A branch sees all of the trunk before its fork, and itself causally; a later piece of a long trunk sees all earlier
+ones, and itself causally. So no part needs a mask. For a block of 256 queries over 128k keys, a mask would be larger
+than the keys. If o_i is the output of part i and l_i the log of its softmax denominator, the total is Σ o_i exp(l_i -
+logsumexp l), as for the blocks of flash attention (Dao et al. 2022, arXiv 2205.14135).
 
-The kernels are those behind torch's `scaled_dot_product_attention`, called by name because that function does not give the
-log-sums. They are tried once per device, precision and width; where one is missing or differs, callers keep to their masks.
+The kernels are those behind torch's `scaled_dot_product_attention`; they are called directly, because that function
+does not return the log-sums. Each is tested once per device, precision and width. If it is missing or inexact, callers
+use masks.
 """
 
 from __future__ import annotations
@@ -19,14 +21,15 @@ import torch
 from torch import Tensor
 
 WIDEST = 256
-"""Head width up to which the fused kernels exist."""
+"""Largest head width for which the fused kernels exist."""
 BOUNDS = {torch.float64: 1e-9, torch.float32: 1e-5}
-"""Largest difference to plain attention in the trial, 0.03 in lower precisions."""
+"""Largest allowed difference to plain attention in the test; 0.03 in lower precisions."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Keys [Hk, S, D] and values [Hk, S, D] that all queries see; where `causal`, as many as queries, each up to its own."""
+    """Hold keys [Hk, S, D] and values [Hk, S, D] that all queries see. If `causal`, there are as many keys as queries,
+    and each query sees the keys up to its own."""
 
     key: Tensor
     value: Tensor
@@ -34,8 +37,8 @@ class Part:
 
 
 def fits(query: Tensor, value: Tensor) -> bool:
-    """Return whether queries [H, n, D] can attend to parts with values [Hk, S, Dv] here: without gradient, and by a
-    kernel that was tried."""
+    """Return whether queries [H, n, D] can attend here to parts with values [Hk, S, Dv]: without gradient, and with a
+    tested kernel."""
     if torch.is_grad_enabled() and query.requires_grad:
         return False
     if query.dtype != value.dtype:
@@ -46,7 +49,8 @@ def fits(query: Tensor, value: Tensor) -> bool:
 
 
 def attend_parts(query: Tensor, parts: Sequence[Part], scale: float) -> Tensor:
-    """Attention [H, n, D] of queries [H, n, D] over all keys of all parts, of which at least one is not empty."""
+    """Return the attention output [H, n, D] of queries [H, n, D] over all keys of all parts. At least one part must not
+    be empty."""
     whole: Tensor | None = None
     total: Tensor | None = None
     for part in parts:
@@ -60,12 +64,12 @@ def attend_parts(query: Tensor, parts: Sequence[Part], scale: float) -> Tensor:
         whole = whole * (total - both).exp()[..., None] + out * (logsum - both).exp()[..., None]
         total = both
     if whole is None:
-        raise ValueError("no keys to attend to")
+        raise ValueError("there are no keys to attend to")
     return whole.to(query.dtype)
 
 
 def _attend(query: Tensor, part: Part, scale: float) -> tuple[Tensor, Tensor]:
-    """Output [H, n, D] and log-sums [H, n] of one part."""
+    """Return the output [H, n, D] and log-sums [H, n] of one part."""
     heads, n, width = query.shape
     key, value, groups = part.key, part.value, heads // part.key.shape[0]
     if groups > 1 and part.causal:
@@ -78,7 +82,7 @@ def _attend(query: Tensor, part: Part, scale: float) -> tuple[Tensor, Tensor]:
 
 
 def _kernel(query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-    """Output [1, H, n, D] and log-sums [1, H, ≥ n], by the kernel of this device and precision."""
+    """Return the output [1, H, n, D] and log-sums [1, H, ≥ n] from the kernel for this device and precision."""
     aten = torch.ops.aten
     if query.device.type == "cpu":
         out, logsum = aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, causal, scale=scale)
@@ -93,7 +97,7 @@ def _kernel(query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: floa
 
 @functools.cache
 def _tried(device: str, dtype: torch.dtype, width: int) -> bool:
-    """Return whether the kernel is there and gives what plain attention gives, on a few random numbers."""
+    """Return whether the kernel exists and agrees with plain attention on random numbers."""
     generator = torch.Generator().manual_seed(0)
     query, key, value = (
         torch.randn(h, n, width, generator=generator, dtype=torch.float64) for h, n in ((4, 5), (2, 12), (2, 12))

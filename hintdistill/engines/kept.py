@@ -1,14 +1,16 @@
-"""An engine that keeps what it has read of growing conversations, and reads the requests of concurrent callers together.
+"""Keep the state of growing conversations between calls, and read the requests of concurrent callers together.
 
-Of each conversation the keys, the values and the last hidden states of its plain view are kept: the first sequence of every
-group of requests, which is the step in its own context. The next call reads what was added, and the branches of its hints. Steps
-that were read earlier are scored from the kept hidden states. Conversations are dropped in the order of their last use once all of
-them together take more than `max_bytes`; while a call works it may hold its own conversation beyond that.
+The engine keeps the keys, values and last hidden states of each conversation's plain view. That view is the first
+sequence of every group of requests: the step in its own context. The next call reads only the new tokens and the
+branches of its hints. Steps that were read earlier are scored from the kept hidden states. The least recently used
+conversations are dropped once all together take more than `max_bytes`; a running call may hold its own conversation
+beyond that limit.
 
 Callers wait for one another in any case, because a model is one. So the first of those that wait works for all of them: their
 sequences are packed into the same forward calls. They are served in the order in which they came, no more than `TOGETHER` at a time,
 and nobody is waited for who has not come yet. A caller that holds the turn (`turns`) when it asks lets others have it meanwhile.
 One thread reads for whoever works: torch keeps a team of threads for every thread that computes, and two teams are in each other's way.
+A batch of several callers is divided among readers with one torch thread each (`side_by_side`).
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
@@ -29,34 +31,35 @@ from hintdistill.core.scores import ScoreRequest, Scores
 from hintdistill.engines.prefix_tree import ROOT, Chain, Piece, PrefixTree, grow, shared_length
 from hintdistill.engines.shared_prefix import Memory, PackedCall, read_places, run_call, shared_attention
 from hintdistill.engines.sharing import SharingWarning
+from hintdistill.engines.side_by_side import SideBySide, readers_for
 from hintdistill.engines.transformers import TransformersEngine, give_back
 from hintdistill.engines.turns import Turns
 
 SLACK = 256
-"""Tokens that a conversation's buffers have room for beyond what they hold, at least."""
+"""Smallest number of free token places in a conversation's buffers."""
 TOGETHER = 16
-"""Callers that are served together at most, and although others still prepare."""
+"""Largest number of callers served together; when it is reached, callers that still prepare are not waited for."""
 WORTH = 32
-"""Tokens that two new conversations must have in common for one of them to wait until the other has been read."""
+"""Number of common tokens above which one of two new conversations waits until the other has been read."""
 Layers = dict[int, tuple[Tensor, Tensor]]
 
 
 @dataclass(eq=False)
 class Kept:
-    """One conversation: its ids, and what the model made of them."""
+    """Hold one conversation: its ids, and the model's state for them."""
 
     ids: np.ndarray
     """int64 [S]"""
     layers: Layers = field(default_factory=dict)
-    """Per attention layer, keys and values [Hk, room, D] with room for at least S tokens."""
+    """Keys and values [Hk, room, D] of each attention layer, with room for at least S tokens."""
     hidden: Tensor | None = None
-    """[S, H]: what the head reads."""
+    """[S, H]: the hidden states that the head reads."""
     read: int = 0
-    """Tokens of `ids` that have been read."""
+    """Number of tokens of `ids` that have been read."""
 
     @property
     def bytes(self) -> int:
-        """Memory taken."""
+        """Memory used, bytes."""
         tensors = [t for pair in self.layers.values() for t in pair] + (
             [self.hidden] if self.hidden is not None else []
         )
@@ -70,58 +73,68 @@ class Kept:
 
 @dataclass(eq=False)
 class _Job:
-    """One caller's requests and their scores."""
+    """Hold one caller's requests and their scores."""
 
     requests: Sequence[ScoreRequest]
     top_k: int
     returns: bool = False
-    """Whether its caller held the turn, and goes on with it when it is served."""
+    """Whether its caller held the turn and takes it back when it is served."""
     scores: list[Scores] | None = None
     error: Exception | None = None
     served: bool = False
-    """Whether one of the two is there, and its caller has been called back."""
+    """Whether the job has scores or an error, and its caller has been called back."""
 
 
 class KeptEngine:
-    """See the module. Fulfils `Engine`; exact as the engine it wraps is."""
+    """Score with kept conversations; see the module's docstring. It implements `Engine` and is as exact as the engine
+    that it wraps."""
 
     capabilities = TransformersEngine.capabilities
 
-    def __init__(self, engine: TransformersEngine, max_bytes: int, turns: Turns | None = None) -> None:
-        """`turns` is shared with those who prepare requests for this engine."""
+    def __init__(
+        self, engine: TransformersEngine, max_bytes: int, turns: Turns | None = None, readers: int | None = None
+    ) -> None:
+        """Wrap an engine.
+
+        Args:
+            max_bytes: bound on what is kept.
+            turns: shared with those who prepare requests for this engine.
+            readers: threads that read a batch; None for as many as torch uses, where the model allows it.
+        """
         self.turns = turns or Turns(contextlib.nullcontext())
         self.engine, self.max_bytes = engine, max_bytes
         self.key, self.max_length, self.batch_tokens = engine.key, engine.max_length, engine.batch_tokens
         self.computed = 0
-        """Tokens read so far."""
+        """Number of tokens read so far."""
         self.asked = 0
-        """Tokens that separate forward passes would have read."""
+        """Number of tokens that separate forward passes would have read."""
         self.batches = 0
-        """Calls of the model's owner, each for one caller or several."""
+        """Number of calls of the model's owner, each for one or several callers."""
         self._kept: list[Kept] = []
         self._queue: list[_Job] = []
         self._waiting, self._led = threading.Condition(), False
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hintdistill-model")
+        self._side = SideBySide(readers_for(engine.model, engine.on_cpu) if readers is None else readers)
         self._separate, self._warned = False, False
         """Whether nothing is kept, and whether a caller was told so."""
 
     @property
     def bytes(self) -> int:
-        """Memory that kept conversations take."""
+        """Memory used by the kept conversations, bytes."""
         return sum(k.bytes for k in self._kept)
 
     @property
     def conversations(self) -> int:
-        """Conversations kept."""
+        """Number of kept conversations."""
         return len(self._kept)
 
     def clear(self) -> None:
-        """Forget everything that was kept; necessary after the model's weights have changed."""
+        """Forget all conversations; necessary after the model's weights have changed."""
         with self.engine.at_work():
             self._kept = []
 
     def score(self, requests: Sequence[ScoreRequest], top_k: int) -> list[Scores]:
-        """See `Engine.score`. Callers that wait meanwhile are served together."""
+        """See `Engine.score`. Callers that wait at the same time are served together."""
         job = _Job(list(requests), top_k, self.turns.mine)
         with self._waiting:
             self._queue.append(job)
@@ -143,7 +156,7 @@ class KeptEngine:
         return job.scores
 
     def _served(self, job: _Job) -> None:
-        """Wait until a job is served; the thread whose job is first in the queue has the queue served."""
+        """Wait until a job is served; the thread whose job is first in the queue serves the queue."""
         with self._waiting:
             while not job.served and (self._led or self._queue[0] is not job):
                 self._waiting.wait()
@@ -158,7 +171,7 @@ class KeptEngine:
                 self._waiting.notify_all()
 
     def _lead(self) -> None:
-        """Serve those that wait, when the turn has come."""
+        """Serve the waiting jobs when the turn has come."""
         with self.turns.last(lambda: len(self._queue) >= TOGETHER):
             with self._waiting:
                 jobs, self._queue = self._queue[:TOGETHER], self._queue[TOGETHER:]
@@ -171,7 +184,9 @@ class KeptEngine:
                     wait([reading])
             except BaseException:
                 for job in (j for j in jobs if j.scores is None):
-                    job.error = job.error or ScoreError("the caller that had this read was interrupted; ask again")
+                    job.error = job.error or ScoreError(
+                        "the caller that was reading this request was interrupted; ask again"
+                    )
                 raise
             finally:
                 # at once: a caller that sees its answer stands in the line already
@@ -181,7 +196,8 @@ class KeptEngine:
                     self.turns.call_back([job for job in jobs if job.returns])
 
     def _serve(self, jobs: Sequence[_Job]) -> None:
-        """Serve several callers at once; where that fails, each alone, so that an error reaches the one it belongs to."""
+        """Serve several callers at once; if that fails, serve each alone, so that an error reaches only its own
+        caller."""
         self.batches += 1
         try:
             with self.engine.at_work():
@@ -210,28 +226,32 @@ class KeptEngine:
         for job in jobs:
             mains += _mains(job.requests, sequences[at : at + len(job.requests)])
             at += len(job.requests)
-        used = self._extend(mains)
-        hidden = self._hidden(sequences, [range(r.start - 1, r.end - 1) for r in requests])
-        at = 0
-        for job in jobs:
-            mine = hidden[at : at + len(job.requests)]
-            job.scores = self.engine.scores_of(job.requests, mine, job.top_k)
-            at += len(job.requests)
+        with shared_attention(self.engine.model):
+            used = self._extend(mains)
+            hidden = iter(self._hidden(sequences, [range(r.start - 1, r.end - 1) for r in requests]))
+        states = [[next(hidden) for _ in job.requests] for job in jobs]
+
+        def head(some: Sequence[int]) -> None:
+            for i in some:
+                jobs[i].scores = self.engine.scores_of(jobs[i].requests, states[i], jobs[i].top_k)
+
+        self._side.map(head, self._side.divide([len(some) for some in states]))
         self._bound(used)
 
     def _warn(self) -> None:
         if not self._warned:
             self._warned = True
             warnings.warn(
-                f"nothing is kept between calls: this model's prefixes are shared by {self.engine.sharing}",
+                f"nothing is kept between calls, because this model shares prefixes by {self.engine.sharing}",
                 SharingWarning,
                 stacklevel=3,
             )
 
     def _extend(self, mains: Sequence[np.ndarray]) -> list[Kept]:
-        """Read what is new of these conversations, in as few forward calls as there can be; those that were used.
+        """Read the new tokens of these conversations in as few forward calls as possible, and return the conversations
+        used.
 
-        Of new conversations with a common beginning one is read first, and the others go on from it.
+        If several new conversations begin alike, one is read first and the others continue from it.
         """
         used: list[Kept] = []
         later: list[np.ndarray] = []
@@ -254,37 +274,52 @@ class KeptEngine:
             self._kept.append(fresh)
             used.append(fresh)
         owed = [k for k in used if k.read < len(k.ids)]
-        if owed:
-            self._read(owed)
+        self.computed += sum(len(k.ids) - k.read for k in owed)
+        parts = self._side.divide([len(k.ids) - k.read for k in owed])
+        self._side.map(self._read, [[owed[i] for i in part] for part in parts])
         return used + (self._extend(later) if later else [])
 
     def _read(self, owed: Sequence[Kept]) -> None:
-        """Read the positions that are still missing from conversations, each a trunk of one tree."""
+        """Read the positions that are still missing from conversations, each a trunk of one tree; in `shared_attention`."""
         tree = PrefixTree(tuple(Chain(ROOT, i, 0, k.ids) for i, k in enumerate(owed)), (), ())
         memory, found = Memory(), [list[Tensor]() for _ in owed]
         for i, k in enumerate(owed):
             memory.put(i, k.layers, _room(len(k.ids)))
-        with shared_attention(self.engine.model):
-            for pieces in _calls([Piece(i, k.read, len(k.ids)) for i, k in enumerate(owed)], self.batch_tokens):
-                call = PackedCall(tree, pieces, memory, keep_trunks=True)
-                states = run_call(self.engine.model, call, range(call.offsets[-1]))
-                for piece, part in zip(pieces, states.split([p.length for p in pieces]), strict=True):
-                    found[piece.chain].append(part)
+        for pieces in _calls([Piece(i, k.read, len(k.ids)) for i, k in enumerate(owed)], self.batch_tokens):
+            call = PackedCall(tree, pieces, memory, keep_trunks=True)
+            states = run_call(self.engine.model, call, range(call.offsets[-1]))
+            for piece, part in zip(pieces, states.split([p.length for p in pieces]), strict=True):
+                found[piece.chain].append(part)
         for i, k in enumerate(owed):
-            self.computed += len(k.ids) - k.read
             k.layers = memory.give(i)
             k.hidden = torch.cat([*([k.hidden] if k.hidden is not None else []), *found[i]])
             k.read = len(k.ids)
 
     def _hidden(self, sequences: Sequence[np.ndarray], positions: Sequence[range]) -> list[Tensor]:
         """Hidden states [T_i, H] at each sequence's positions: kept ones, and those of branches, which are read now."""
-        members = dict[int, list[int]]()
+        members, owed = dict[int, list[int]](), dict[int, int]()
         for i, ids in enumerate(sequences):
             shared = [shared_length(k.ids, ids) for k in self._kept]
             best = int(np.argmax(shared)) if any(shared) else ROOT
             members.setdefault(best, []).append(i)
+            owed[best] = owed.get(best, 0) + len(ids) - (shared[best] if best != ROOT else 0)
+        trunks, out = list(members), dict[int, Tensor]()
+
+        def read(some: Sequence[int]) -> tuple[PrefixTree, dict[int, Tensor]]:
+            return self._branches({trunks[n]: members[trunks[n]] for n in some}, sequences, positions)
+
+        for tree, found in self._side.map(read, self._side.divide([owed[k] for k in trunks])):
+            self.asked += tree.asked
+            self.computed += tree.computed
+            out |= found
+        return [out[i] for i in range(len(sequences))]
+
+    def _branches(
+        self, members: Mapping[int, Sequence[int]], sequences: Sequence[np.ndarray], positions: Sequence[range]
+    ) -> tuple[PrefixTree, dict[int, Tensor]]:
+        """Return the tree of some sequences, given by the kept conversation they share (or `ROOT`), and their hidden states."""
         trunks = [k for k in members if k != ROOT]
-        tree, order = _forest(
+        tree = _forest(
             [grow([sequences[i] for i in members[k]], [self._kept[k].ids]) for k in trunks]
             + ([grow([sequences[i] for i in members[ROOT]])] if ROOT in members else [])
         )
@@ -292,23 +327,19 @@ class KeptEngine:
         for chain, k in enumerate(trunks):
             longest = max(len(sequences[i]) for i in members[k])
             memory.put(chain, self._kept[k].layers, _room(max(longest, len(self._kept[k].ids))))
-        inverse = [i for k in (*trunks, *([ROOT] if ROOT in members else [])) for i in members[k]]
-        places: list[list[tuple[int, int]]] = [[] for _ in sequences]
-        for n, i in enumerate(inverse):
-            places[i] = tree.places(order[n], positions[i])
-        branches = {p for some in places for p in some if p[0] >= tree.given}
-        self.asked += tree.asked
-        self.computed += tree.computed
+        order = [i for k in (*trunks, *([ROOT] if ROOT in members else [])) for i in members[k]]
+        places = {i: tree.places(n, positions[i]) for n, i in enumerate(order)}
+        branches = {p for some in places.values() for p in some if p[0] >= tree.given}
         rows, states = (
             read_places(self.engine.model, tree, branches, self.batch_tokens, memory) if branches else ({}, None)
         )
         for chain, k in enumerate(trunks):
             self._kept[k].layers = memory.give(chain)
         kept = [self._kept[k].hidden for k in trunks]
-        return [_gather(some, tree.given, kept, rows, states) for some in places]
+        return tree, {i: _gather(some, tree.given, kept, rows, states) for i, some in places.items()}
 
     def _bound(self, used: Sequence[Kept]) -> None:
-        """Put what was used last, and drop the oldest beyond the bound."""
+        """Move the conversations used last to the end, and drop the oldest beyond the limit."""
         self._kept = [*(k for k in self._kept if k not in used), *used]
         total = self.bytes
         while self._kept and total > self.max_bytes:
@@ -318,7 +349,7 @@ class KeptEngine:
 
 
 def _mains(requests: Sequence[ScoreRequest], sequences: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Return the first sequence of every group: the plain view."""
+    """Return the first sequence of every group, the plain view."""
     first: dict[str, np.ndarray] = {}
     for request, ids in zip(requests, sequences, strict=True):
         if request.group is not None:
@@ -327,12 +358,12 @@ def _mains(requests: Sequence[ScoreRequest], sequences: Sequence[np.ndarray]) ->
 
 
 def _room(length: int) -> int:
-    """Tokens that the buffers of a conversation have room for, so that few of its turns copy them."""
+    """Return the number of tokens for which a conversation's buffers have room; spare room makes copies rare."""
     return -(-(length + SLACK) // SLACK) * SLACK
 
 
 def _calls(pieces: Sequence[Piece], budget: int) -> list[list[Piece]]:
-    """Forward calls of at most `budget` tokens."""
+    """Return the number of forward calls of at most `budget` tokens."""
     out: list[list[Piece]] = []
     room = 0
     for piece in pieces:
@@ -348,9 +379,8 @@ def _calls(pieces: Sequence[Piece], budget: int) -> list[list[Piece]]:
     return out
 
 
-def _forest(trees: Sequence[PrefixTree]) -> tuple[PrefixTree, list[int]]:
-    """Return several trees as one, given trunks first; and the sequence of the forest that each sequence, tree by tree,
-    is."""
+def _forest(trees: Sequence[PrefixTree]) -> PrefixTree:
+    """Return several trees as one, given trunks first; its sequences are those of the trees, one tree after another."""
     given = [tree.given for tree in trees]
     chains: list[Chain] = [c for tree in trees for c in tree.chains[: tree.given]]
     leaves: list[int] = []
@@ -368,7 +398,7 @@ def _forest(trees: Sequence[PrefixTree]) -> tuple[PrefixTree, list[int]]:
             chains.append(Chain(parent, trunk, chain.at, chain.ids))
         leaves += [numbers[n][leaf] for leaf in tree.leaves]
         lengths += tree.lengths
-    return PrefixTree(tuple(chains), tuple(leaves), tuple(lengths), sum(given)), list(range(len(leaves)))
+    return PrefixTree(tuple(chains), tuple(leaves), tuple(lengths), sum(given))
 
 
 def _gather(
@@ -378,7 +408,8 @@ def _gather(
     rows: dict[tuple[int, int], int],
     states: Tensor | None,
 ) -> Tensor:
-    """Hidden states [T, H] at (chain, position) places, from what is kept of given trunks and from what was read."""
+    """Return the hidden states [T, H] at (chain, position) places, from the kept state of given trunks and from this
+    pass."""
     parts: list[Tensor] = []
     at = 0
     while at < len(places):

@@ -1,4 +1,4 @@
-"""Keys and values that later tokens attend to: kept if they were made, or in the host's memory."""
+"""Hold the keys and values that later tokens attend to, on the device or in the host's memory."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from torch import Tensor
 
 
 class Memory:
-    """Keys and values of chains that others leave, per attention layer."""
+    """Hold the keys and values of chains with branches, per attention layer."""
 
     def __init__(self, offload: bool = False) -> None:
-        """Keep them if they are made, or with `offload` in the host's memory, from where one chain of one layer comes back at a time."""
+        """Keep them on the device, or with `offload` in the host's memory, from which one layer of one chain is fetched
+        at a time."""
         self.offload = offload
         self._stored: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         self._fetched: tuple[tuple[int, int], tuple[Tensor, Tensor]] | None = None
         self.closed = False
-        """Whether trunks are complete: writing them once more, as gradient checkpointing would, is passed over."""
+        """Whether trunks are complete. If so, a second write, as by gradient checkpointing, is ignored."""
 
     def write(self, layer: int, chain: int, at: int, room: int, key: Tensor, value: Tensor) -> None:
-        """Keep key [Hk, n, D] and value [Hk, n, Dv] from offset `at` on, in a buffer of `room` tokens."""
+        """Store key [Hk, n, D] and value [Hk, n, Dv] from offset `at` on, in a buffer for `room` tokens."""
         slot = (layer, chain)
         if slot not in self._stored:
             self._stored[slot] = (self._buffer(key, room), self._buffer(value, room))
@@ -34,7 +35,7 @@ class Memory:
         return like.new_empty((like.shape[0], room, like.shape[2]), device=place, pin_memory=pinned)
 
     def read(self, layer: int, chain: int, device: torch.device, room: int = 0) -> tuple[Tensor, Tensor]:
-        """Return the buffers of a chain on a device, grown to `room` tokens where they are smaller."""
+        """Return the buffers of a chain on a device, enlarged to `room` tokens if they are smaller."""
         slot = (layer, chain)
         if self._stored[slot][0].shape[1] < room:
             grown = tuple(b.new_empty((b.shape[0], room, b.shape[2])) for b in self._stored[slot])
@@ -51,7 +52,7 @@ class Memory:
         return self._fetched[1]
 
     def put(self, chain: int, layers: dict[int, tuple[Tensor, Tensor]], room: int) -> None:
-        """Take up the buffers of a chain that another memory gave out, with room for so many tokens."""
+        """Take over the buffers of a chain from another memory, with room for the given number of tokens."""
         for layer, pair in layers.items():
             self._stored[layer, chain] = pair
             self.read(layer, chain, pair[0].device, room)

@@ -1,4 +1,4 @@
-"""From a name to an engine: the loaders of those that ship, and what each is handed."""
+"""Load engines by name: the shipped loaders, and the job that each receives."""
 
 from __future__ import annotations
 
@@ -22,49 +22,51 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EngineJob:
-    """What an engine is to score with."""
+    """Describe the weights and settings of an engine."""
 
     folder: Path
-    """The model folder: the weights to score with, and their tokenizer."""
+    """The model folder with the weights and their tokenizer."""
     section: EngineSection = field(default_factory=EngineSection)
-    """`rescore.engine`."""
+    """The configuration section `rescore.engine`."""
     dtype: str = "auto"
     device: str = "auto"
     batch_tokens: int | None = None
     top_k: int | None = None
-    """Log-probabilities per position that will be asked for; None if the caller does not know yet."""
+    """Number of log-probabilities requested at each position; None if the caller does not know it yet."""
     id_of: Callable[[str], int | None] | None = None
-    """The id of a token's text."""
+    """Function that returns the id of a token's text."""
     text_of: Callable[[int], str] | None = None
-    """The text of a token's id."""
+    """Function that returns the text of a token's id."""
     key: str | None = None
-    """Key of the weights, for engines that cannot know it."""
+    """Key of the weights, for engines that cannot determine it."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Further keywords of the engine's own."""
+    """Further keyword arguments of the engine."""
 
 
 def load(name: str, job: EngineJob) -> Engine:
-    """Load the engine of that name.
+    """Load the engine with a given name.
 
     Raises:
-        ConfigError: there is no such engine, it may not be asked, or its capabilities are not those of its entry.
-        ModelError, ServiceError: it does not load, or cannot be reached.
+        ConfigError: there is no such engine, its host is not allowed, or its capabilities differ from those of its
+            entry.
+        ModelError, ServiceError: the engine cannot be loaded or reached.
     """
     entry = ENGINES.get(name)
     engine = loaded(entry.implementation)(job)
     if not isinstance(engine, Engine):
         raise ConfigError(
-            f"the engine {name} is a {type(engine).__name__}, which lacks capabilities, key, max_length or score"
+            f"the engine {name} is a {type(engine).__name__}, which lacks one of capabilities, key, max_length and "
+            "score"
         )
     if frozenset(engine.capabilities) != entry.capabilities:
         said = [", ".join(sorted(c)) or "none" for c in (entry.capabilities, engine.capabilities)]
-        raise ConfigError(f"the engine {name} is registered with the capabilities {said[0]} and has {said[1]}")
+        raise ConfigError(f"the engine {name} is registered with the capabilities {said[0]} but has {said[1]}")
     return engine
 
 
 @contextmanager
 def opened(name: str, job: EngineJob) -> Iterator[Engine]:
-    """The engine of that name, closed at the end if it can be. Raises what `load` raises."""
+    """Yield the engine with a given name, and close it at the end if it has `close`. Raises the errors of `load`."""
     engine = load(name, job)
     try:
         yield engine
@@ -91,7 +93,7 @@ def vllm(job: EngineJob) -> VLLMEngine:
 
 
 def server(job: EngineJob) -> ServerEngine:
-    """Return the engine `server`. Raises ConfigError if the host may not be asked."""
+    """Return the engine `server`. Raises ConfigError if the host is not allowed."""
     from hintdistill.engines.server import ServerEngine
 
     section = job.section

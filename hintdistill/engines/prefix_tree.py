@@ -1,9 +1,10 @@
-"""Sequences → a prefix tree over token ids, in which every distinct token stands once. Torch-free.
+"""Build a prefix tree over token ids in which every distinct token occurs once. Torch-free.
 
-The tree is kept as chains: a chain is a stretch of tokens that leaves another chain (its parent) at a position, or that
-begins a sequence (a trunk). The longest sequence is laid down first, so a trunk is as long as anything that leaves it.
-Nothing here knows views, hints or steps: that K hints at one place share what is above them, that hints share their
-first words, and that a template which rewrote history makes two trunks of one trace, all follows from the ids.
+The tree is stored as chains. A chain is a run of tokens that branches off another chain (its parent) at a position, or
+that begins a sequence (a trunk). The longest sequence is added first, so a trunk is at least as long as its branches.
+This module knows no views, hints or steps. It follows from the ids alone that K hints at one place share the context
+above them, that hints share their first words, and that a template which rewrites history makes two trunks of one
+trace.
 
 Tokens computed equal the longest-common-prefix bound of the set: Σ length − (tokens shared with the neighbour in sorted
 order). Positions are absolute, counted from the start of the sequence.
@@ -19,24 +20,25 @@ import numpy as np
 
 ROOT = -1
 CALL_TOKENS = 16_384
-"""Tokens per forward call if nothing is said, on an accelerator."""
+"""Default number of tokens per forward call on an accelerator."""
 CALL_TOKENS_CPU = 4_096
-"""The same on a CPU: a larger call is no faster there and takes as much more memory (see docs/decisions.md)."""
+"""Default number of tokens per forward call on a CPU. Larger calls are no faster there and take proportionally more
+memory (see docs/decisions.md)."""
 
 
 def call_tokens(asked: int | None, on_cpu: bool) -> int:
-    """Tokens per forward call: what was asked for, else what suits the device."""
+    """Return the tokens per forward call: the given number, else the default of the device."""
     return asked if asked is not None else CALL_TOKENS_CPU if on_cpu else CALL_TOKENS
 
 
 @dataclass(frozen=True)
 class Chain:
-    """A stretch of tokens that is computed once."""
+    """Hold a run of tokens that is computed once."""
 
     parent: int
-    """Index of the chain it leaves, `ROOT` for a trunk."""
+    """Index of the chain from which it branches off; `ROOT` for a trunk."""
     trunk: int
-    """Index of the trunk it descends from; its own for a trunk."""
+    """Index of the trunk from which it descends; its own index for a trunk."""
     at: int
     """Position of its first token."""
     ids: np.ndarray
@@ -50,7 +52,7 @@ class Chain:
 
 @dataclass(frozen=True)
 class Piece:
-    """Tokens [start, stop) of one chain, read in one forward call."""
+    """Name the tokens [start, stop) of one chain, read in one forward call."""
 
     chain: int
     start: int
@@ -58,48 +60,48 @@ class Piece:
 
     @property
     def length(self) -> int:
-        """Tokens."""
+        """Number of tokens."""
         return self.stop - self.start
 
 
 @dataclass(frozen=True)
 class PrefixTree:
-    """The chains of a set of sequences, and where each sequence ends."""
+    """Hold the chains of a set of sequences, and the end of each sequence."""
 
     chains: tuple[Chain, ...]
-    """Parents before their children."""
+    """Chains, parents before their children."""
     leaves: tuple[int, ...]
-    """Per sequence, the chain its last token is in."""
+    """Index of the chain with the last token, for each sequence."""
     lengths: tuple[int, ...]
-    """Per sequence, its tokens."""
+    """Number of tokens of each sequence."""
     given: int = 0
-    """The first so many chains are trunks that were read before; they cost nothing."""
+    """Number of trunks at the beginning of `chains` that were read earlier and cost nothing."""
 
     @property
     def asked(self) -> int:
-        """Tokens that separate forward passes would read."""
+        """Number of tokens that separate forward passes would read."""
         return sum(self.lengths)
 
     @property
     def computed(self) -> int:
-        """Tokens that are read."""
+        """Number of tokens that are actually read."""
         return sum(len(c.ids) for c in self.chains[self.given :])
 
     @cached_property
     def parents(self) -> frozenset[int]:
-        """Chains that another one leaves."""
+        """Chains from which another chain branches off."""
         return frozenset(c.parent for c in self.chains if c.parent != ROOT)
 
     @cached_property
     def depths(self) -> dict[int, int]:
-        """Per trunk, the position after the last token of anything that descends from it."""
+        """Position after the last token of each trunk and all its descendants."""
         out: dict[int, int] = {}
         for chain in self.chains:
             out[chain.trunk] = max(out.get(chain.trunk, 0), chain.end)
         return out
 
     def path(self, chain: int, stop: int) -> list[Piece]:
-        """Return the pieces that spell the sequence up to position `stop` of a chain, from the trunk down."""
+        """Return the pieces that spell the sequence up to position `stop` of a chain, from the trunk onwards."""
         out: list[Piece] = []
         while chain != ROOT:
             out.append(Piece(chain, self.chains[chain].at, stop))
@@ -107,7 +109,7 @@ class PrefixTree:
         return out[::-1]
 
     def places(self, sequence: int, positions: range) -> list[tuple[int, int]]:
-        """(chain, position) of each position of a sequence."""
+        """Return (chain, position) of each position of a sequence."""
         path = self.path(self.leaves[sequence], self.lengths[sequence])
         out: list[tuple[int, int]] = []
         for piece in path:
@@ -116,7 +118,8 @@ class PrefixTree:
         return out
 
     def calls(self, budget: int) -> list[list[Piece]]:
-        """Forward calls of at most `budget` tokens, in an order in which every token's past is read before it."""
+        """Split the tree into forward calls of at most `budget` tokens, ordered so that every token's past is read
+        before it."""
         out: list[list[Piece]] = []
         room = 0
         for index, chain in enumerate(self.chains[self.given :], self.given):
@@ -140,15 +143,14 @@ class PrefixTree:
 
 
 def shared_length(a: np.ndarray, b: np.ndarray) -> int:
-    """Tokens that two id arrays have in common from their start."""
+    """Return the number of tokens that two id arrays share from their start."""
     n = min(len(a), len(b))
     differ = a[:n] != b[:n]
     return int(differ.argmax()) if differ.any() else n
 
 
 def grow(sequences: Sequence[np.ndarray], trunks: Sequence[np.ndarray] = ()) -> PrefixTree:
-    """Return the prefix tree of sequences, each int64 [S_i], not empty. `trunks` are laid down first and count as
-    read."""
+    """Return the prefix tree of sequences, each int64 [S_i], not empty. `trunks` are added first and count as read."""
     chains: list[Chain] = []
     children: dict[tuple[int, int, int], int] = {}
 
@@ -170,7 +172,7 @@ def grow(sequences: Sequence[np.ndarray], trunks: Sequence[np.ndarray] = ()) -> 
         insert(np.asarray(trunk, np.int64))
     given = len(chains)
     if given != len(trunks):
-        raise ValueError("a given trunk begins like another one")
+        raise ValueError("a given trunk has the same beginning as another one")
     leaves = [ROOT] * len(sequences)
     for i in sorted(range(len(sequences)), key=lambda i: (-len(sequences[i]), sequences[i].tobytes())):
         leaves[i] = insert(np.asarray(sequences[i], np.int64))
@@ -178,10 +180,11 @@ def grow(sequences: Sequence[np.ndarray], trunks: Sequence[np.ndarray] = ()) -> 
 
 
 def batches(sequences: Sequence[np.ndarray], budget: int) -> list[list[int]]:
-    """Indices of sequences that are worth one tree: neighbours in sorted order until `budget` distinct tokens are there.
+    """Return groups of sequence indices, one tree each: neighbours in sorted order, up to `budget` distinct tokens.
 
-    Sequences that share most of their tokens, or as many as a call has, stay together whatever the budget, because parting
-    them would compute the shared part twice; `PrefixTree.calls` keeps each forward call within the budget.
+    Sequences that share most of their tokens, or as many tokens as a call holds, stay together whatever the budget,
+    because separate trees would compute the shared part twice. `PrefixTree.calls` keeps each forward call within the
+    budget.
     """
     order = sorted(range(len(sequences)), key=lambda i: np.asarray(sequences[i], ">i8").tobytes())
     out: list[list[int]] = []

@@ -1,8 +1,8 @@
-"""What engines share that get top-k log-probabilities of a prompt from somewhere else: vLLM in process, or a server.
+"""Share code between engines that receive top-k log-probabilities of a prompt from vLLM or a server.
 
-Such an engine cannot gather chosen ids: it says the top k and the sampled id, and the rest is the tail. Requests whose
-sequence is the beginning of another one's are answered by that one (`units`), so a view without a hint is bit-identical
-to the plain one, and nothing is asked twice.
+Such an engine cannot gather chosen ids: it returns the top k and the sampled id, and the rest is the tail. If a
+request's sequence is the beginning of another's, the longer one answers both (`units`). So a view without a hint is
+bit-identical to the plain one, and nothing is computed twice.
 """
 
 from __future__ import annotations
@@ -18,36 +18,36 @@ from hintdistill.core.scores import ScoreRequest, Scores
 from hintdistill.engines.prefix_tree import ROOT, grow
 
 Position = Mapping[int, float]
-"""Id → log-probability at one position, top k and the sampled id."""
+"""Log-probability by id at one position, for the top k and the sampled id."""
 
 SMALLEST_TAIL = 2.0**-24
-"""One minus a sum of float32 probabilities says nothing below this; the tail is not stated smaller."""
+"""Smallest tail that is reported; below it, one minus a sum of float32 probabilities is only rounding error."""
 CLAMPED = -9999.0
-"""What servers write for -inf, which JSON cannot hold."""
+"""Value that servers write for -inf, which JSON cannot represent."""
 
 
 @dataclass(frozen=True)
 class Unit:
-    """One prompt to send, and the requests it answers."""
+    """Hold one prompt to send, and the requests that it answers."""
 
     ids: np.ndarray
     members: tuple[int, ...]
     first: int
-    """First scored position of any member: everything from here on has to be computed, not remembered."""
+    """First scored position of any request; from here on, positions must be computed and not read from a cache."""
     is_trunk: bool
-    """Whether others share its beginning: it is served before them."""
+    """Whether others share its beginning; such prompts are served first."""
 
 
 def units(requests: Sequence[ScoreRequest], max_length: int) -> list[Unit]:
     """Return the prompts to send, trunks first.
 
     Raises:
-        ContextLengthError: a sequence is longer than the server takes.
+        ContextLengthError: a sequence is longer than the server accepts.
     """
     for r in requests:
         if r.end > max_length:
             raise ContextLengthError(
-                f"a sequence of {r.end} tokens is longer than the {max_length} the server takes",
+                f"a sequence of {r.end} tokens is longer than the {max_length} tokens that the server accepts",
                 hint="shorten the trace, or serve the model with a longer --max-model-len",
             )
     sequences = [np.ascontiguousarray(r.ids[: r.end], np.int64) for r in requests]
@@ -64,7 +64,7 @@ def units(requests: Sequence[ScoreRequest], max_length: int) -> list[Unit]:
 
 
 def scores(request: ScoreRequest, top_k: int, vocab: int | None, at: Callable[[int], Position | None]) -> Scores:
-    """Scores of one request; `at` gives what is known of a position of its sequence.
+    """Return the scores of one request; `at` gives the known log-probabilities of a position of its sequence.
 
     Raises:
         ScoreError: a position is missing, not finite, or lacks the sampled id.
@@ -77,14 +77,15 @@ def scores(request: ScoreRequest, top_k: int, vocab: int | None, at: Callable[[i
         known, here = at(position), int(request.ids[position])
         where = f"position {t} of a step ({request.group or 'no group'})"
         if known is None or here not in known:
-            raise ScoreError(f"no log-probability of the sampled token at {where}")
+            raise ScoreError(f"there is no log-probability of the sampled token at {where}")
         ranked = sorted(known.items(), key=lambda e: (-e[1], e[0]))
         kept = dict(ranked[:top_k]) | {here: known[here]}
         # ranked lists end in what was clamped to -inf: those ids are in the tail
         kept = {i: lp for i, lp in kept.items() if lp > CLAMPED or i == here}
         if not all(math.isfinite(lp) and lp > CLAMPED for lp in kept.values()):
             raise ScoreError(
-                f"log-probability {known[here]} at {where}", hint="the weights or the precision overflow; try float32"
+                f"log-probability {known[here]} at {where}",
+                hint="the computation overflows with these weights or this precision; try float32",
             )
         row = sorted(kept)
         ids[t, : len(row)], logprobs[t, : len(row)] = row, [kept[i] for i in row]

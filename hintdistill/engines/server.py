@@ -1,11 +1,11 @@
-"""The server engine: log-probabilities of a prompt over HTTP, from vLLM or any OpenAI-compatible completions endpoint.
+"""Score over HTTP with vLLM or any OpenAI-compatible completions endpoint.
 
-Two dialects. `prompt_logprobs` is vLLM's: ids and ranks of every prompt position. `echo` is OpenAI's completions
-endpoint with `echo` and `logprobs`: it names tokens as text, so servers are asked to write `token_id:N`
-(`return_tokens_as_token_ids`), and where they do not, a function that knows the vocabulary has to be given.
+There are two dialects. `prompt_logprobs` is vLLM's, with ids and ranks at every prompt position. `echo` is OpenAI's
+completions endpoint with `echo` and `logprobs`. It names tokens as text, so servers are asked to write `token_id:N`
+(`return_tokens_as_token_ids`); for servers that do not, the caller must pass a function that maps texts to ids.
 
-A server does not read its prefix cache for such requests; results are right and every prompt is read in full. vLLM has
-to be started with `--max-logprobs` at least `rescore.top_k`.
+A server does not use its prefix cache for such requests, so results are right but every prompt is read in full. vLLM
+must be started with `--max-logprobs` of at least `rescore.top_k`.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ from hintdistill.engines.prompt_logprobs import Position, Unit, scores, units
 Dialect = Literal["prompt_logprobs", "echo"]
 MARK = "token_id:"
 BYTES_PER_LOGPROB = 512
-"""A bound above what a server writes about one token: its id, text, rank and log-probability."""
+"""Upper bound on the bytes that a server writes per log-probability: id, text, rank and value."""
 
 
 class ServerEngine:
-    """Scores through a completions endpoint; see `Engine`. No `gather`: own top k, the sampled id and the tail."""
+    """Score through a completions endpoint; see `Engine`. Without `gather`, it returns its own top k, the sampled id
+    and the tail."""
 
     capabilities: frozenset[str] = frozenset()
 
@@ -50,15 +51,15 @@ class ServerEngine:
         retries: int = 2,
         allow_hosts: Iterable[str] = (),
     ) -> None:
-        """Point at a server.
+        """Set the server and its limits.
 
         Args:
-            base_url: up to and including `/v1`; several of the same weights under the same name are asked as one, see
-                `core/pool.py`.
-            model: the name it serves the weights under.
-            max_length: longest prompt it takes, tokens; None asks the server.
-            id_of: the id of a token's text, for the `echo` dialect where the server writes text.
-            timeout_s: for one whole answer.
+            base_url: address up to and including `/v1`; several servers with the same weights under the same name are
+                used as one, see `core/pool.py`.
+            model: the server's name for the weights.
+            max_length: longest prompt that it accepts, in tokens; None asks the server.
+            id_of: function from a token's text to its id, for the `echo` dialect if the server writes text.
+            timeout_s: time limit of one whole answer, seconds.
             allow_hosts: hosts outside this machine that may receive traces, as token ids.
 
         Raises:
@@ -81,20 +82,21 @@ class ServerEngine:
         )
         self.base_url, self.model, self.dialect, self.id_of = self._client.url, model, dialect, id_of
         self.text_of: Callable[[int], str] | None = None
-        """The text of an id, by which echoed tokens are held against those sent where the server writes text; may be set."""
+        """Function from an id to its text, which checks echoed tokens if the server writes text; may be set."""
         self.concurrency = concurrency * len(self._client.members)
         self.key = f"{self.base_url}:{model}"
-        """Key of the weights it serves: its address and their name there; may be set if the caller knows better."""
+        """Key of the served weights: the server's address and its name for them. Callers that know a better key may set
+        it."""
         self.max_length = max_length if max_length is not None else self._asked_length()
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is worth saying about how the servers are reached, and which of them were gone."""
+        """Notes about how the servers are reached, and which of them failed."""
         return self._client.notes
 
     def _asked_length(self) -> int:
-        """Return the least that any server takes. Raises ServiceError if one of those that answer serves something
-        else."""
+        """Return the smallest length that any server accepts. Raises ServiceError if an answering server serves another
+        model."""
         return min(self._length_at(client.url, answer) for client, answer in self._client.each("/models"))
 
     def _length_at(self, url: str, answer: Answer) -> int:
@@ -104,14 +106,14 @@ class ServerEngine:
                 length = card.get("max_model_len")
                 # one token is generated, because servers generate at least one
                 return (length if type(length) is int and length > 1 else 1 << 30) - 1
-        raise ServiceError(f"{url} does not serve {self.model}", hint="its /v1/models lists what it serves")
+        raise ServiceError(f"{url} does not serve {self.model}", hint="its /v1/models lists the models that it serves")
 
     def score(self, requests: Sequence[ScoreRequest], top_k: int) -> list[Scores]:
         """See `Engine.score`.
 
         Raises:
             ServiceError: the server cannot be reached or refuses the request.
-            ConfigError: the server gives fewer log-probabilities than `top_k`.
+            ConfigError: the server returns fewer log-probabilities than `top_k`.
         """
         out: list[Scores | None] = [None] * len(requests)
         todo = units(requests, self.max_length)
@@ -122,14 +124,15 @@ class ServerEngine:
         return [s for s in out if s is not None]
 
     def _ask(self, unit: Unit, top_k: int) -> list[Position | None]:
-        """Return what the server says about each position of a prompt."""
+        """Return the server's log-probabilities at each position of a prompt."""
         ids = np.asarray(unit.ids).tolist()
         if self.dialect == "prompt_logprobs":
             choice = self._complete(ids, top_k, prompt_logprobs=top_k)
             table = choice.get("prompt_logprobs")
             if table is None:
                 raise ServiceError(
-                    f"{self.base_url} knows no prompt_logprobs", hint="for other servers than vLLM: dialect='echo'"
+                    f"{self.base_url} does not support prompt_logprobs",
+                    hint="for servers other than vLLM, use dialect='echo'",
                 )
             with self._well_formed():
                 self._same_prompt(ids, table)
@@ -143,29 +146,30 @@ class ServerEngine:
             return [self._echoed(ids[p], said["token_logprobs"][p], tops[p]) for p in range(len(ids))]
 
     def _same_prompt(self, ids: Sequence[int], table: Sequence[Any]) -> None:
-        """Hold the rows of a table against the ids that were sent: as many, and each with its own token.
+        """Check that a table has one row for each id that was sent, and that each row contains its token.
 
         Raises:
-            ServiceError: the server scored another prompt, e.g. with a BOS of its own.
+            ServiceError: the server scored another prompt, e.g. with an added BOS token.
         """
         if len(table) != len(ids):
             raise self._other_prompt(f"{len(table)} positions for {len(ids)} tokens")
         for p, row in enumerate(table):
             if row is not None and str(ids[p]) not in {str(i) for i in row}:
-                raise self._other_prompt(f"position {p} has no token {ids[p]}")
+                raise self._other_prompt(f"position {p} does not list token {ids[p]}")
 
     def _same_tokens(self, ids: Sequence[int], tokens: Any) -> None:
-        """Hold echoed tokens against the ids that were sent, and at most one token that was generated. Raises ServiceError."""
+        """Check that echoed tokens equal the ids that were sent, with at most one generated token after them. Raises
+        ServiceError."""
         if not isinstance(tokens, list):
-            raise ServiceError(f"{self.base_url} does not say which tokens its log-probabilities are of")
+            raise ServiceError(f"{self.base_url} does not say which tokens its log-probabilities belong to")
         if not len(ids) <= len(tokens) <= len(ids) + 1:
-            raise self._other_prompt(f"{len(tokens)} tokens for {len(ids)} and one generated")
+            raise self._other_prompt(f"{len(tokens)} tokens instead of {len(ids)} and one generated")
         for p, text in enumerate(tokens[: len(ids)]):
             if not self._is(ids[p], text):
                 raise self._other_prompt(f"position {p} is {text!r}, not token {ids[p]}")
 
     def _is(self, here: int, text: str) -> bool:
-        """Return whether what a server writes for a token can be that id; parts of a character have no text to
+        """Return whether the server's text for a token can be that id. Tokens for parts of a character have no text to
         compare."""
         if text.startswith(MARK):
             return int(text.removeprefix(MARK)) == here
@@ -178,18 +182,18 @@ class ServerEngine:
 
     def _other_prompt(self, what: str) -> ServiceError:
         return ServiceError(
-            f"{self.base_url} scored another prompt than it was sent: {what}",
+            f"{self.base_url} scored a different prompt from the one that was sent: {what}",
             hint="the server may add a BOS token to prompts of token ids; switch that off, or use dialect='prompt_logprobs'",
         )
 
     @contextmanager
     def _well_formed(self) -> Iterator[None]:
-        """Raise ServiceError if an answer is not of the form that the dialect has."""
+        """Raise ServiceError if an answer does not have the form of the dialect."""
         try:
             yield
         except (TypeError, KeyError, ValueError, AttributeError, IndexError, OverflowError) as error:
             raise ServiceError(
-                f"{self.base_url} answers in another form than the dialect {self.dialect}: {error!r}"
+                f"{self.base_url} gave an answer that does not fit the dialect {self.dialect}: {error!r}"
             ) from None
 
     def _echoed(self, here: int, logprob: float | None, top: dict[str, float] | None) -> Position | None:
@@ -203,8 +207,8 @@ class ServerEngine:
         found = self.id_of(text) if self.id_of is not None else None
         if found is None:
             raise ScoreError(
-                f"the server names a token as the text {text!r}, which no id is known for",
-                hint="give ServerEngine an `id_of`, or use a server that knows return_tokens_as_token_ids",
+                f"the server names a token as the text {text!r}, for which no id is known",
+                hint="give ServerEngine an `id_of`, or use a server that supports return_tokens_as_token_ids",
             )
         return found
 
@@ -236,7 +240,7 @@ class ServerEngine:
         except (ValueError, RecursionError) as error:
             raise ServiceError(f"{self.base_url} did not answer with JSON: {error}") from None
         if not isinstance(data, dict):
-            raise ServiceError(f"{self.base_url} answered with something else than a JSON object: {answer.text[:300]}")
+            raise ServiceError(f"{self.base_url} did not answer with a JSON object: {answer.text[:300]}")
         return data
 
 

@@ -1,16 +1,16 @@
-"""Every distinct token of a set of sequences in one pass: trunk keys and values are kept, branches attend to them.
+"""Read every distinct token of a set of sequences once: branches attend to the kept keys and values of trunks.
 
-All pieces of a call lie packed in one row of tokens, each at its own positions. An attention function registered with
-transformers' `AttentionInterface` splits the row again: it keeps the keys and values of chains that others leave, and
-lets each piece attend to its own stretch of them and to itself. So the model's own code runs (norms, rotary embedding,
-adapters, experts). Without a window, cap or sink there is no mask at all (`attention_parts`); else none is larger than a block
-of queries times the keys it may see.
+All pieces of a call are packed into one row of tokens, each with its own positions. An attention function registered
+with transformers' `AttentionInterface` splits the row again. It keeps the keys and values of chains with branches, and
+lets each piece attend to its past among them and to itself. So the model's own code runs (norms, rotary embedding,
+adapters, experts). Without a window, cap or sink there is no mask at all (`attention_parts`); otherwise no mask is
+larger than a block of queries times the keys that it may see.
 
-The keys and values are captured in the attention function and not in a cache of transformers', because that one is
-silently empty under gradient checkpointing, and because cropping it is refused or wrong on sliding layers. They are
-detached copies: a training step's own forward can leave its trunk behind for the teacher's branches.
+The keys and values are captured in the attention function and not in a transformers cache, because that cache is
+silently empty under gradient checkpointing, and cropping it is refused or wrong on sliding layers. They are detached
+copies, so the forward pass of a training step can keep its trunk for the teacher's branches.
 
-Sources: prefix sharing as in PrefixGrouper (arXiv 2506.05433) and Tree Training (arXiv 2511.00413), without their
+Sources: prefix sharing as in PrefixGrouper (arXiv 2506.05433) and Tree Training (arXiv 2511.00413), but without the
 gradient through the branches; attention sinks as in gpt-oss; soft caps as in Gemma 2.
 """
 
@@ -35,30 +35,32 @@ from hintdistill.engines.prefix_tree import ROOT, Piece, PrefixTree, grow
 
 ATTENTION = "hintdistill_shared_prefix"
 BLOCK = 256
-"""Queries per block if a mask is needed; a mask has at most this many rows (times the query heads per key head)."""
+"""Number of queries per block if a mask is needed; a mask has at most this many rows, times the query heads per key
+head."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How one layer attends."""
+    """Describe how one layer attends."""
 
     scale: float
     window: int | None
-    """Keys a query may see, itself included; None for all."""
+    """Number of keys that a query may see, itself included; None means all."""
     softcap: float | None
     sinks: Tensor | None
-    """[query heads]: an extra logit per head that takes part in the softmax and has no value."""
+    """[query heads]: an extra logit per head that takes part in the softmax without a value."""
     last: bool = False
-    """Whether no later layer attends: then only rows whose hidden states are wanted are owed an output."""
+    """Whether no later layer attends. Then only rows with wanted hidden states need an output."""
 
     @property
     def plain(self) -> bool:
-        """Whether torch's fused attention computes it."""
+        """Whether torch's fused attention can compute it."""
         return self.softcap is None and self.sinks is None
 
 
 class PackedCall:
-    """One forward call: which piece lies where in the packed row, and how attention splits it again."""
+    """Describe one forward call: the position of each piece in the packed row, and how attention splits the row
+    again."""
 
     def __init__(
         self,
@@ -68,24 +70,26 @@ class PackedCall:
         keep_trunks: bool = False,
         windows: bool = False,
     ) -> None:
-        """Hold the state of one call.
+        """Set up the state of one call.
 
         Args:
-            keep_trunks: keep the keys and values of trunks that nothing in this tree leaves.
-            windows: pieces that begin within a trunk carry a gradient of their own; what lies before them in the memory is
-                attended to and has none. Without it such a piece refuses a gradient, which would be cut short unseen.
+            keep_trunks: also keep the keys and values of trunks without branches in this tree.
+            windows: let pieces that begin within a trunk carry a gradient. They attend to their past in the memory,
+                which has no gradient. Without `windows` such a piece refuses a gradient, because it would be cut off
+                silently.
         """
         self.tree, self.pieces, self.memory, self.keep_trunks = tree, pieces, memory, keep_trunks
         self.windows = windows
         self.offsets = np.cumsum([0, *(p.length for p in pieces)]).tolist()
         self.layers: set[int] = set()
-        """Attention layers that came through here."""
+        """Attention layers that used this call."""
         self.rows: dict[int, list[range]] | None = None
-        """Piece → the rows of it that the last layer owes an output, ascending, where only those are wanted; None for all."""
+        """Piece → ascending rows for which the last layer must compute an output, if only some are wanted; None for all
+        rows."""
         self._masks: dict[tuple[Any, ...], Tensor] = {}
 
     def inputs(self, device: torch.device | str = "cpu") -> dict[str, Any]:
-        """Return what the model is called with."""
+        """Return the model's keyword arguments."""
         chains = self.tree.chains
         ids = np.concatenate([chains[p.chain].ids[p.start - chains[p.chain].at :][: p.length] for p in self.pieces])
         positions = np.concatenate([np.arange(p.start, p.stop) for p in self.pieces])
@@ -97,7 +101,8 @@ class PackedCall:
         }
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
-        """Attention output [1, N, H, Dv] of the packed row: query [1, H, N, D], key [1, Hk, N, D], value [1, Hk, N, Dv]."""
+        """Return the attention output [1, N, H, Dv] of the packed row: query [1, H, N, D], key [1, Hk, N, D], value [1,
+        Hk, N, Dv]."""
         self.layers.add(layer)
         parts = [
             (query[0, :, a:b], key[0, :, a:b], value[0, :, a:b])
@@ -127,7 +132,7 @@ class PackedCall:
     def _attend_piece(
         self, layer: int, piece: Piece, q: Tensor, k: Tensor, v: Tensor, rule: Rule, rows: range
     ) -> Tensor:
-        """Output [H, rows, Dv] of some rows of a piece."""
+        """Return the output [H, rows, Dv] of some rows of a piece."""
         whole = len(rows) == piece.length
         if piece.start == 0 and whole and rule.plain and not (rule.window or 1 << 60) < len(rows):
             return _causal(q, k, v, rule.scale)
@@ -141,7 +146,7 @@ class PackedCall:
             keys, values = torch.cat([past_k, k], dim=1), torch.cat([past_v, v], dim=1)
             return self._in_blocks(q, keys[:, :stop], values[:, :stop], first, rule)
         if torch.is_grad_enabled() and q.requires_grad:
-            raise SharingError("only whole trunks carry a gradient: a past read from the cache is detached")
+            raise SharingError("only whole trunks can carry a gradient, because a past read from the cache is detached")
         path = self.tree.path(piece.chain, piece.stop)
         if maskless:
             seen, mine = slice(rows.start), slice(rows.start, rows.stop)
@@ -159,7 +164,7 @@ class PackedCall:
             return self._in_blocks(q, keys[:, :stop], values[:, :stop], first, rule)
 
     def _past(self, layer: int, path: Sequence[Piece], piece: Piece, device: torch.device) -> list[Part]:
-        """Return the kept keys and values of the tokens before the piece: of the trunk, and of each chain above
+        """Return the kept keys and values of the tokens before the piece, from the trunk and from each chain above
         it."""
         stretches = [(p.chain, p.stop) for p in path[:-1]]
         if piece.start > path[-1].start:
@@ -172,7 +177,8 @@ class PackedCall:
         return parts
 
     def _in_blocks(self, q: Tensor, keys: Tensor, values: Tensor, first: int, rule: Rule) -> Tensor:
-        """Queries [H, n, D] at positions `first`… over keys at positions 0…first+n."""
+        """Return the attention of queries [H, n, D] at positions `first`… over keys at positions 0…first+n, block by
+        block."""
         out = []
         for i in range(0, q.shape[1], BLOCK):
             part = q[:, i : i + BLOCK]
@@ -183,7 +189,8 @@ class PackedCall:
         return out[0] if len(out) == 1 else torch.cat(out, dim=1)
 
     def _mask(self, start: int, stop: int, low: int, window: int | None, groups: int, like: Tensor) -> Tensor:
-        """0 if query [start, stop) may see key [low, stop), else -inf: [groups · queries, keys]; all layers share it."""
+        """Return a mask [groups · queries, keys]: 0 if query [start, stop) may see key [low, stop), else -inf. All
+        layers share it."""
         slot = (start, stop, low, window, groups, like.device, like.dtype)
         if slot not in self._masks:
             rows = torch.arange(start, stop, device=like.device)[:, None]
@@ -198,7 +205,7 @@ class PackedCall:
 
 @contextmanager
 def _borrowed(buffer: Tensor, at: int, tail: Tensor) -> Iterator[None]:
-    """`buffer` with `tail` laid over it from `at` on, put back afterwards."""
+    """Yield `buffer` with `tail` written over it from `at` on, and restore it afterwards."""
     stop = at + tail.shape[1]
     before = buffer[:, at:stop].clone()
     buffer[:, at:stop] = tail
@@ -219,7 +226,8 @@ def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
 
 
 def _masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, rule: Rule) -> Tensor:
-    """Attention of queries [H, n, D] over keys [Hk, S, D]; the query heads of one key head are stacked as further rows."""
+    """Return the attention of queries [H, n, D] over keys [Hk, S, D]; the query heads of one key head are stacked as
+    further rows."""
     heads, n, width = q.shape
     stacked = q.reshape(k.shape[0], -1, width)
     if rule.plain:
@@ -240,15 +248,14 @@ def _masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, rule: Rule) -> Tensor
 def _attention(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """Return what transformers calls in place of its own attention. Without a `tree` it is scaled-dot-product
-    attention."""
+    """Compute attention for transformers in place of its own. Without a `tree`, use scaled-dot-product attention."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     tree: PackedCall | None = kwargs.pop("tree", None)
     if tree is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     if kwargs.get("position_bias") is not None:
-        raise SharingError("position biases are not shared between branches")
+        raise SharingError("position biases cannot be shared between branches")
     scale, config = kwargs.get("scaling"), getattr(module, "config", None)
     rule = Rule(
         scale if scale is not None else query.shape[-1] ** -0.5,
@@ -261,7 +268,7 @@ def _attention(
 
 
 def register() -> None:
-    """Make the attention known to transformers, under the name `ATTENTION`."""
+    """Register the attention with transformers under the name `ATTENTION`."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(ATTENTION, _attention)
@@ -269,9 +276,9 @@ def register() -> None:
 
 @contextmanager
 def shared_attention(model: Any) -> Iterator[None]:
-    """The model with the shared-prefix attention in place, its own put back afterwards.
+    """Give the model the shared-prefix attention inside the block, and restore its own afterwards.
 
-    A training step with gradient checkpointing stays inside until its backward pass is done.
+    A training step with gradient checkpointing must stay inside until its backward pass is done.
     """
     before = model.config._attn_implementation
     if before == ATTENTION:
@@ -286,7 +293,7 @@ def shared_attention(model: Any) -> Iterator[None]:
 
 
 def run_call(model: Any, call: PackedCall, columns: Sequence[int]) -> Tensor:
-    """Run one call; hidden states [len(columns), H] at these places of the packed row."""
+    """Run one call, and return the hidden states [len(columns), H] at these places of the packed row."""
     out: list[Tensor] = []
     places = torch.tensor(columns, dtype=torch.long)
     with contextlib.ExitStack() as stack:
@@ -300,15 +307,15 @@ def run_call(model: Any, call: PackedCall, columns: Sequence[int]) -> Tensor:
 def shared_hidden(
     model: Any, tree: PrefixTree, positions: Sequence[range], budget: int, memory: Memory | None = None
 ) -> list[Tensor]:
-    """Hidden states [T_i, H] at each sequence's positions, every distinct token read once.
+    """Return the hidden states [T_i, H] at each sequence's positions, reading every distinct token once.
 
     Args:
-        tree: of the sequences, in their order.
+        tree: the tree of the sequences, in their order.
         budget: tokens per forward call.
-        memory: of the tree's given trunks, if it has any.
+        memory: keys and values of the tree's given trunks, if it has any.
 
     Raises:
-        ValueError: a wanted position lies on a given trunk, whose hidden states are gone.
+        ValueError: a wanted position lies on a given trunk, whose hidden states are no longer available.
     """
     places = [tree.places(i, p) for i, p in enumerate(positions)]
     if any(chain < tree.given for some in places for chain, _ in some):
@@ -320,7 +327,8 @@ def shared_hidden(
 def read_places(
     model: Any, tree: PrefixTree, places: Collection[tuple[int, int]], budget: int, memory: Memory | None = None
 ) -> tuple[dict[tuple[int, int], int], Tensor]:
-    """Read a tree once; the row of each (chain, position), and the hidden states [rows, H]. `places` may not be empty."""
+    """Read a tree once; return the row of each (chain, position), and the hidden states [rows, H]. `places` may not be
+    empty."""
     memory = memory if memory is not None else Memory()
     wanted: dict[int, list[int]] = {}
     for chain, position in sorted(places):
@@ -344,7 +352,7 @@ def read_places(
 
 
 class Trunk:
-    """A sequence whose keys and values are kept, so that branches can leave it in later calls."""
+    """Hold a sequence with its keys and values, so that later calls can branch off it."""
 
     def __init__(self, ids: np.ndarray, memory: Memory) -> None:
         self.ids, self.memory = ids, memory
@@ -363,11 +371,10 @@ class Trunk:
 
     @classmethod
     def call(cls, ids: np.ndarray) -> tuple[Trunk, dict[str, Any]]:
-        """Return a trunk and what to call a model with, inside `shared_attention`, so that its own forward pass fills
-        it.
+        """Return a trunk, and the model arguments with which a forward pass inside `shared_attention` fills it.
 
-        That is how a training step leaves the student's keys and values behind for its teacher: gradients flow through
-        the forward pass as ever, what is kept is a detached copy.
+        A training step keeps the student's keys and values for its teacher in this way. Gradients flow through the
+        forward pass as usual; the kept keys and values are detached copies.
         """
         ids = np.ascontiguousarray(ids, np.int64)
         tree, memory = grow([ids]), Memory()

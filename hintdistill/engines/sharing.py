@@ -1,9 +1,9 @@
-"""Which way of sharing a prefix is right for a model: read from its config, and checked before it is believed.
+"""Choose the way in which a model shares prefixes, from its config and a self-check.
 
-Full and sliding attention share keys and values (`shared_prefix`). Anything with a state walks a snapshot chain. What is
-unknown reads every sequence by itself, cut after its last scored token. At first use the chosen way is compared with
-separate forward passes on random tokens, branches and nested branches; where it is off, the next way is tried, and a
-warning names the reason. The check costs a few hundred tokens once per engine.
+Full and sliding attention share keys and values (`shared_prefix`). Anything with a state walks a snapshot chain.
+Unknown kinds read every sequence on its own, cut after its last scored token. At first use the chosen way is compared
+with separate forward passes on random tokens, branches and nested branches. If it is inexact, the next way is tried,
+and a warning names the reason. The check costs a few hundred tokens once per engine.
 """
 
 from __future__ import annotations
@@ -27,31 +27,31 @@ WAYS: tuple[Sharing, ...] = get_args(Sharing)
 
 ATTENTION_LAYERS = frozenset({"full_attention", "sliding_attention"})
 STATE_LAYERS = frozenset({"linear_attention", "conv", "mamba", "recurrent", "hybrid", "moe", "mlp"})
-"""Layers whose past is a state, and layers that have no past."""
+"""Layers whose past is a state, and layers without a past."""
 BOUND = {torch.float32: 1e-4, torch.float64: 1e-6}
-"""Nats; in lower precisions the bound is a multiple of what padding alone changes."""
+"""Largest allowed error in nats; in lower precisions, a multiple of the change caused by padding alone."""
 LONGEST_CHECK = 1100
-"""Tokens: windows up to this length are crossed by the check."""
+"""Length in tokens up to which the check crosses attention windows."""
 
 
 class SharingWarning(UserWarning):
-    """A faster way was not exact for this model, or does not fit it."""
+    """A faster way of sharing prefixes is not exact for this model, or does not apply to it."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What the self-check found out about one way."""
+    """Hold the result of the self-check for one way."""
 
     way: Sharing
     error: float
-    """Largest |Δ log p| against separate forward passes, nats; NaN if there was none to compare."""
+    """Largest |Δ log p| against separate forward passes, nats; NaN if nothing could be compared."""
     bound: float
     reason: str
-    """Why it is not used; empty if it is."""
+    """Reason why the way is not used; empty if it is used."""
 
 
 def candidates(model: Any) -> list[Sharing]:
-    """Ways that may fit a model, fastest first; the last one always does."""
+    """Return the ways that may fit a model, fastest first; the last one always fits."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     layers = set(getattr(base.config.get_text_config(), "layer_types", None) or ())
     stateful = bool(getattr(base, "_is_stateful", False)) or bool(layers & STATE_LAYERS - {"moe", "mlp"})
@@ -65,7 +65,7 @@ def candidates(model: Any) -> list[Sharing]:
 def hidden_states(
     way: Sharing, model: Any, tree: PrefixTree, sequences: Sequence[np.ndarray], positions: Sequence[range], budget: int
 ) -> list[Tensor]:
-    """Hidden states [T_i, H] at each sequence's positions, the given way.
+    """Return the hidden states [T_i, H] at each sequence's positions, read in the given way.
 
     Raises:
         SharingError: the model cannot be read this way.
@@ -78,13 +78,13 @@ def hidden_states(
 
 
 def choose(model: Any, head: Head, vocab: int) -> tuple[Sharing, list[Trial]]:
-    """Return the fastest way that is exact on this model, and what was tried. Warns where the first one is not used."""
+    """Return the fastest way that is exact for this model, and the trials. Warns if the first way is not used."""
     ways = candidates(model)
     trials: list[Trial] = []
     name = type(model.get_base_model() if hasattr(model, "get_base_model") else model).__name__
     if ways == ["separate"]:
         warnings.warn(
-            f"{name} is an unknown kind: every sequence is read by itself, which is exact and slower",
+            f"{name} is an unknown kind: every sequence is read on its own, which is exact but slower",
             SharingWarning,
             stacklevel=3,
         )
@@ -102,7 +102,8 @@ def choose(model: Any, head: Head, vocab: int) -> tuple[Sharing, list[Trial]]:
     if refused and chosen == "separate":
         reasons = "; ".join(f"{t.way}: {t.reason}" for t in refused)
         warnings.warn(
-            f"{name}: every sequence is read by itself, because no way of sharing a prefix is exact here ({reasons})",
+            f"{name}: every sequence is read on its own, because no way of sharing prefixes is exact for this model "
+            f"({reasons})",
             SharingWarning,
             stacklevel=3,
         )
@@ -110,7 +111,7 @@ def choose(model: Any, head: Head, vocab: int) -> tuple[Sharing, list[Trial]]:
 
 
 class _Check:
-    """A small tree with everything a real one has, and its separate scores."""
+    """Hold a small tree with all features of a real one, and its scores from separate passes."""
 
     def __init__(self, model: Any, head: Head, vocab: int) -> None:
         self.model, self.head = model, head
@@ -135,7 +136,7 @@ class _Check:
             apart = hidden_states("separate", model, self.tree, self.sequences, self.positions, 0)
             self.reference = self._logprobs(apart)
             self.usable = bool(torch.isfinite(self.reference).all())
-            """Whether separate passes give numbers at all; if not, scoring says so."""
+            """Whether separate passes give finite numbers; if not, scoring reports it."""
             if model.dtype in BOUND:
                 self.bound = BOUND[model.dtype]
             else:
@@ -143,11 +144,11 @@ class _Check:
                 self.bound = max(0.1, 4 * float((padded - self.reference).abs().max()))
 
     def _logprobs(self, hidden: Sequence[Tensor]) -> Tensor:
-        """Log-probabilities of the first few hundred ids at every position."""
+        """Return the log-probabilities of the first few hundred ids at every position."""
         return self.head(torch.cat(list(hidden))).log_softmax(-1)[:, :512]
 
     def trial(self, way: Sharing) -> Trial:
-        """Return one way against the separate passes."""
+        """Compare one way with the separate passes."""
         try:
             with torch.inference_mode():
                 hidden = hidden_states(way, self.model, self.tree, self.sequences, self.positions, 48)

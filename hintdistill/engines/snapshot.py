@@ -1,11 +1,11 @@
-"""Every distinct token once on models with a state: the trunk is walked from fork to fork, the state copied at each.
+"""Read every distinct token once on models with a state, copying the state at each fork of the trunk.
 
-Recurrent, linear-attention, convolution and hybrid layers have no keys to attend to, only what their state became. So
-the trunk is read stretch by stretch, and at each place where a branch leaves it the whole cache is copied; the branch
-goes on from the copy. A copy is never rolled back, because cropping a recurrent state is silently wrong.
+Recurrent, linear-attention, convolution and hybrid layers keep a state instead of keys. So the trunk is read from fork
+to fork. At each fork the whole cache is copied, and the branch continues from the copy. A copy is never rolled back,
+because cropping a recurrent state silently gives wrong results.
 
-Some kinds (Mamba) continue from a state one token at a time only: given several, they start from an empty state and say
-nothing. Which of the two holds for a model is found out by the engine's self-check, not assumed.
+Some kinds (Mamba) can continue from a state only one token at a time: given several tokens, they silently start from an
+empty state. The engine's self-check determines which case applies to a model.
 """
 
 from __future__ import annotations
@@ -23,28 +23,26 @@ from hintdistill.engines.forward import intercept
 from hintdistill.engines.prefix_tree import ROOT, PrefixTree
 
 CACHE_NAMES = ("cache", "past_key_values", "cache_params")
-"""What releases of transformers call the state a model takes and gives back."""
+"""Names that releases of transformers use for the state that a model takes and returns."""
 
 
 def cache_name(model: Any) -> str | None:
-    """Return the name under which a model takes its state, None if it takes none."""
+    """Return the name of the argument for a model's state; None if it has none."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     parameters = inspect.signature(base.forward).parameters
     return next((name for name in CACHE_NAMES if name in parameters), None)
 
 
 class Walk:
-    """One walk over a tree. Hidden states are collected by (chain, position)."""
+    """Walk over one tree and collect hidden states by (chain, position)."""
 
     def __init__(self, model: Any, tree: PrefixTree, wanted: dict[int, list[int]], by_token: bool) -> None:
-        """`by_token`: continue from a state one token at a time.
-
-        Raises:
-            SharingError: the model takes no state.
+        """Prepare the walk. `by_token`: continue from a state one token at a time. Raises: SharingError: the model
+        takes no state.
         """
         name = cache_name(model)
         if name is None:
-            raise SharingError("it takes no cache")
+            raise SharingError("the model takes no cache")
         self.model, self.tree, self.wanted, self.by_token, self.name = model, tree, wanted, by_token, name
         self.device = next(model.parameters()).device
         self.found: dict[tuple[int, int], Tensor] = {}
@@ -88,12 +86,12 @@ class Walk:
         self.found.update({(index, p): h for p, h in zip(positions, out[0], strict=True)})
         after = getattr(answer, self.name, None)
         if after is None:
-            raise SharingError("it gives no state back")
+            raise SharingError("the model returns no state")
         return after
 
 
 def snapshot_hidden(model: Any, tree: PrefixTree, positions: Sequence[range], by_token: bool) -> list[Tensor]:
-    """Hidden states [T_i, H] at each sequence's positions; see `shared_prefix.shared_hidden`."""
+    """Return the hidden states [T_i, H] at each sequence's positions; see `shared_prefix.shared_hidden`."""
     places = [tree.places(i, p) for i, p in enumerate(positions)]
     wanted: dict[int, list[int]] = {}
     for chain, position in sorted({place for some in places for place in some}):

@@ -1,5 +1,5 @@
-"""What an engine would read for a set of requests, and hold while it reads: counted from the ids alone, through the engine's
-own prefix tree. Torch-free.
+"""Count the tokens that an engine would read for a set of requests, and the memory that it would hold, from the ids
+alone, with the engine's own prefix tree. Torch-free.
 """
 
 from __future__ import annotations
@@ -16,36 +16,38 @@ from hintdistill.engines.prefix_tree import Piece, PrefixTree, batches, grow
 
 FLOAT = 4
 PROGRAM = 400_000_000
-"""Resident bytes of a process that has imported torch and transformers, before it loads a model. Measured, CPU build."""
+"""Resident bytes of a process that has imported torch and transformers, before it loads a model (measured with the CPU
+build)."""
 LOGIT_CHUNK = 1 << 24
-"""Entries of a chunk of logits in an engine; `engines.forward.CHUNK_ELEMENTS`."""
+"""Entries of a chunk of logits in an engine, equal to `engines.forward.CHUNK_ELEMENTS`."""
 MASK_ROWS = 256
-"""Queries per masked block; `engines.shared_prefix.BLOCK`."""
+"""Queries per masked block, equal to `engines.shared_prefix.BLOCK`."""
 ENTRY = 104
-"""Bytes of a kept entry while a part is written: Python objects of its id and two log-probabilities, and their places in lists."""
+"""Bytes of a kept entry while a part is written: the Python objects of its id and two log-probabilities, with their
+list slots."""
 
 
 @dataclass(frozen=True)
 class TokenCount:
-    """One forward pass after another over a set of requests, or the sum of several."""
+    """Count one forward pass after another over a set of requests, or the sum of several."""
 
     asked: int = 0
-    """Tokens that separate passes would read."""
+    """Number of tokens that separate passes would read."""
     computed: int = 0
-    """Tokens that are read."""
+    """Number of tokens that are actually read."""
     pairs: int = 0
-    """Σ over tokens of the keys they attend to, half of a token's own stretch counted."""
+    """Sum over tokens of the keys that they attend to, with half of a token's own piece counted."""
     scored: int = 0
-    """Positions that the head is applied to."""
+    """Number of positions to which the head is applied."""
     calls: int = 0
     kept: int = 0
-    """Tokens whose keys and values are kept at once."""
+    """Number of tokens whose keys and values are kept at once."""
     largest_call: int = 0
-    """Tokens of the largest forward call."""
+    """Number of tokens of the largest forward call."""
     masks: int = 0
-    """Entries of all masks of the call that has most of them."""
+    """Number of entries of all masks in the call with the most mask entries."""
     together: int = 0
-    """Scored positions whose hidden states are kept at once."""
+    """Number of scored positions whose hidden states are kept at once."""
 
     def __add__(self, other: TokenCount) -> TokenCount:
         return TokenCount(
@@ -62,7 +64,7 @@ class TokenCount:
 
 
 def count_tokens(calls: Iterable[Sequence[ScoreRequest]], shape: ModelShape, budget: int) -> TokenCount:
-    """Return what `Engine.score` would read, call by call, with at most `budget` tokens per forward pass."""
+    """Return the counts for `Engine.score`, call by call, with at most `budget` tokens per forward pass."""
     total = TokenCount()
     for requests in calls:
         total += _one_call(requests, shape, budget)
@@ -82,7 +84,7 @@ def _one_call(requests: Sequence[ScoreRequest], shape: ModelShape, budget: int) 
 
 
 def of_tree(tree: PrefixTree, positions: Sequence[range], shape: ModelShape, budget: int) -> TokenCount:
-    """Return what one tree costs; `positions` are the scored ones of each sequence."""
+    """Return the counts for one tree; `positions` are the scored ones of each sequence."""
     wanted = _wanted(tree, positions)
     calls = tree.calls(budget)
     pieces = [p for call in calls for p in call]
@@ -99,12 +101,12 @@ def of_tree(tree: PrefixTree, positions: Sequence[range], shape: ModelShape, bud
 
 
 def pairs(past: int, tokens: int) -> int:
-    """Keys that `tokens` new tokens attend to after `past` others."""
+    """Return the number of keys that `tokens` new tokens attend to after `past` others."""
     return tokens * past + tokens * tokens // 2
 
 
 def _wanted(tree: PrefixTree, positions: Sequence[range]) -> Callable[[Piece], range]:
-    """Return which stretch of a piece is asked for: from its first wanted position to its last."""
+    """Return the requested range of a piece, from its first wanted position to its last."""
     by_chain: dict[int, list[int]] = {}
     for i, some in enumerate(positions):
         for chain, position in tree.places(i, some):
@@ -118,21 +120,21 @@ def _wanted(tree: PrefixTree, positions: Sequence[range]) -> Callable[[Piece], r
 
 
 def forward_bytes(shape: ModelShape, tokens: int, width: int) -> int:
-    """Return what a pass without gradient holds at most beside keys and values: one layer's tensors, `width` bytes each
-    entry."""
+    """Return the largest memory of a pass without gradient, apart from keys and values: one layer's tensors, `width`
+    bytes per entry."""
     h, a, k, i = shape.hidden, shape.query_width, shape.key_width, shape.intermediate
     return tokens * width * max(2 * h + 3 * i, 2 * h + 4 * a + 3 * k)
 
 
 def cache_bytes(shape: ModelShape, tokens: int, width: int) -> int:
-    """Keys and values of all layers."""
+    """Return the bytes of the keys and values of all layers."""
     return 2 * shape.key_width * shape.layers * tokens * width
 
 
 def mask_bytes(shape: ModelShape, pieces: Sequence[Piece], wanted: Callable[[Piece], range], width: int) -> int:
-    """Masks of one packed call: a block of queries times the keys it may see, kept until the call is done. Plain attention has none.
-
-    `wanted`: the positions of a piece whose hidden states are asked for; the last layer masks those alone.
+    """Return the number of mask entries of one packed call: a block of queries times the keys that it may see, kept
+    until the call is done. Plain attention needs none. `wanted`: the positions of a piece whose hidden states are
+    requested; the last layer masks only those.
     """
     if not shape.masked:
         return 0
@@ -146,7 +148,8 @@ def mask_bytes(shape: ModelShape, pieces: Sequence[Piece], wanted: Callable[[Pie
 
 
 def kept_tokens(tree: PrefixTree) -> int:
-    """Tokens whose keys and values are kept, the room of trunks for what leaves them included."""
+    """Return the number of tokens whose keys and values are kept, including the spare room of trunks for their
+    branches."""
     return sum(
         tree.depths[i] if chain.trunk == i else len(chain.ids)
         for i, chain in enumerate(tree.chains)
@@ -156,23 +159,24 @@ def kept_tokens(tree: PrefixTree) -> int:
 
 @dataclass(frozen=True)
 class ScoringUse:
-    """How an engine scores, as far as memory goes."""
+    """Describe how an engine scores, as far as memory is concerned."""
 
     weight_bytes: int
     step: int
-    """Tokens of the longest step."""
+    """Number of tokens of the longest step."""
     top_k: int
     written: int = 0
-    """Kept entries of one parquet part."""
+    """Number of kept entries of one parquet part."""
     other_weights: int = 0
-    """Bytes of another model that is loaded."""
+    """Bytes of another loaded model."""
     on_cpu: bool = True
     offload: bool = False
     """Whether keys and values are kept in the host's memory."""
 
 
 def scoring_peak(shape: ModelShape, read: TokenCount, use: ScoringUse) -> Peak:
-    """Peak of scoring: keys and values, one call's tensors, masks, a chunk of logits, and the part that is written."""
+    """Return the peak of scoring: keys and values, one call's tensors, masks, a chunk of logits, and the part being
+    written."""
     width = use.weight_bytes
     reads = {
         # offloaded, one layer of them is on the device at a time
@@ -198,7 +202,7 @@ def scoring_peak(shape: ModelShape, read: TokenCount, use: ScoringUse) -> Peak:
 
 
 def operations(shape: ModelShape, tokens: int, keys: int, scored: int) -> float:
-    """Floating-point operations of a pass without gradient: 2 per body parameter and token, 4·(heads × width) per layer and
-    pair of query and key, 2 per head entry and scored position."""
+    """Return the floating-point operations of a pass without gradient: 2 per body parameter and token, 4·(heads ×
+    width) per layer and pair of query and key, 2 per head entry and scored position."""
     attention = 4.0 * shape.query_width * shape.layers * keys
     return 2.0 * shape.body * tokens + attention + 2.0 * shape.head * scored

@@ -1,9 +1,9 @@
-"""The transformers engine: every distinct token is read once, cut after the last scored one, no decoding.
+"""Score with transformers: every distinct token is read once, up to the last scored one, without decoding.
 
-The requests of a call become a prefix tree (`prefix_tree`), which is read the way that is exact for the model
-(`sharing`). A sequence that is asked for twice is the same place of the tree, so a view without a hint is bit-identical
-to the plain one. Hidden states of scored positions are kept until every request of a group knows its top-k; then the
-ids of the other views are scored too, without a second pass (`vocabulary`).
+The requests of a call become a prefix tree (`prefix_tree`), which is read in the fastest way that is exact for the
+model (`sharing`). A repeated sequence is the same place in the tree, so a view without a hint is bit-identical to the
+plain one. Hidden states of scored positions are kept until the top-k of every request in a group is known; then the ids
+of the other views are scored too, without a second pass (`vocabulary`).
 """
 
 from __future__ import annotations
@@ -35,11 +35,14 @@ from hintdistill.engines.sharing import WAYS, Sharing, Trial, choose, hidden_sta
 from hintdistill.engines.vocabulary import HeadReading, Vocabulary
 from hintdistill.engines.weights import load_model
 
+HEAD_ENTRIES = 1 << 19
+"""Entries of logits that are worth one pass of the head; groups of requests are read together up to so many."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is the first accelerator, else the CPU. Raises ModelError for a device that is not there."""
+    """Return the device: for `auto`, the first accelerator, else the CPU. Raises ModelError if the device is not
+    available."""
     if name != "auto":
         try:
             torch.empty(1, device=name)
@@ -53,7 +56,7 @@ def pick_dtype(name: str, device: torch.device, model: Path | int) -> torch.dtyp
     """Return the precision of a model, given as its folder or its number of parameters; see `machine.precision`.
 
     Raises:
-        ModelError: the folder's config cannot be read, where `auto` must know the size.
+        ModelError: the folder's config cannot be read, although `auto` needs the size.
     """
     on_cpu = device.type == "cpu"
     if isinstance(model, Path):
@@ -63,10 +66,10 @@ def pick_dtype(name: str, device: torch.device, model: Path | int) -> torch.dtyp
 
 @dataclass
 class Savings:
-    """What sharing has saved since an engine was made, tokens."""
+    """Count the tokens that sharing has saved since an engine was made."""
 
     asked: int = 0
-    """Tokens that separate forward passes, cut after the last scored token, would have read."""
+    """Number of tokens that separate forward passes, each cut after the last scored token, would have read."""
     computed: int = 0
 
     def __str__(self) -> str:
@@ -75,7 +78,7 @@ class Savings:
 
 
 class TransformersEngine:
-    """Scores with a transformers causal language model; see `Engine`. Calls from several threads take turns."""
+    """Score with a transformers causal language model; see `Engine`. Calls from several threads take turns."""
 
     capabilities = frozenset({"gather", "full"})
 
@@ -92,8 +95,8 @@ class TransformersEngine:
         """Wrap a model.
 
         Args:
-            batch_tokens: tokens per forward call; None for what suits the device.
-            sharing: how prefixes are shared; None finds out at first use (see `sharing`).
+            batch_tokens: tokens per forward call; None for the default of the device.
+            sharing: how prefixes are shared; None decides at first use (see `sharing`).
             view: `live`, `initial` (adapter off), or the name of an adapter; see `view`.
             offload: keep the keys and values of trunks in the host's memory, for contexts that an accelerator cannot hold.
 
@@ -101,7 +104,7 @@ class TransformersEngine:
             ModelError: its logits cannot be reproduced from its hidden states.
         """
         if sharing is not None and sharing not in WAYS:
-            raise ValueError(f"sharing is one of {', '.join(WAYS)}, not {sharing!r}")
+            raise ValueError(f"sharing must be one of {', '.join(WAYS)}, not {sharing!r}")
         self.model, self.key = model, key
         self.on_cpu = next(model.parameters()).device.type == "cpu"
         self.batch_tokens = call_tokens(batch_tokens, self.on_cpu)
@@ -112,14 +115,15 @@ class TransformersEngine:
         self.pad = int(config.pad_token_id or 0)
         self.sharing, self.trials = sharing, list[Trial]()
         self.plans: list[PrefixTree] = []
-        """The trees of the last call of `score`; printed, each says what it saved."""
+        """The trees of the last call of `score`; each prints its savings."""
         self.saved = Savings()
         self._view, self.offload = view, offload
         self._lock = threading.RLock()
         error, bound = head_error(model, self.vocabulary.head), 1e-3 if model.dtype == torch.float32 else 0.25
         if not error <= bound:
             raise ModelError(
-                f"{type(model).__name__} changes its logits in a way its config does not say (off by {error:.3g})",
+                f"{type(model).__name__} changes its logits in a way that its config does not declare (off by "
+                f"{error:.3g})",
                 hint="this architecture needs an entry in engines/forward.py:make_squash",
             )
 
@@ -163,32 +167,86 @@ class TransformersEngine:
         return other
 
     def score(self, requests: Sequence[ScoreRequest], top_k: int, trunk: Trunk | None = None) -> list[Scores]:
-        """See `Engine.score`. `trunk` was read by `read_trunk`; what the requests share with it is not read again."""
+        """See `Engine.score`. `trunk` was read by `read_trunk`; tokens that the requests share with it are not read
+        again."""
         with self.at_work():
             return self.scores_of(requests, self._hidden(requests, trunk), top_k)
 
     def scores_of(self, requests: Sequence[ScoreRequest], hidden: Sequence[Tensor], top_k: int) -> list[Scores]:
         """Return the scores of requests whose hidden states [T, H] are known; inside `at_work`. Errors are those of
         `score`."""
-        readings = [
-            self.vocabulary.read(h, _sampled(r), min(top_k, self.vocab_size))
-            for h, r in zip(hidden, requests, strict=True)
-        ]
         groups: dict[str, list[int]] = {}
         for i, request in enumerate(requests):
             groups.setdefault(request.group if request.group is not None else f"\0{i}", []).append(i)
         out: list[Scores | None] = [None] * len(requests)
+        block, rows = list[list[int]](), 0
         for members in groups.values():
             if len({requests[i].end - requests[i].start for i in members}) > 1:
                 raise ValueError("requests of one group must score steps of the same length")
-            tops = [readings[i].top_ids.cpu().numpy() for i in members]
-            ids = union_rows([*tops, _sampled(requests[members[0]])[:, None]])
-            for i in members:
-                out[i] = self._scores(requests[i], readings[i], ids)
+            more = sum(len(hidden[i]) for i in members)
+            if block and (rows + more) * self.vocab_size > HEAD_ENTRIES:
+                self._head(block, requests, hidden, top_k, out)
+                block, rows = [], 0
+            block.append(members)
+            rows += more
+        if block:
+            self._head(block, requests, hidden, top_k, out)
         return [s for s in out if s is not None]
 
+    def _head(
+        self,
+        groups: Sequence[Sequence[int]],
+        requests: Sequence[ScoreRequest],
+        hidden: Sequence[Tensor],
+        top_k: int,
+        out: list[Scores | None],
+    ) -> None:
+        """Put the scores of some groups of requests into `out`; what two requests ask alike is the same numbers."""
+        where: dict[int, range] = {}
+        seen, firsts, rows = dict[tuple[bytes, int], range](), list[int](), 0
+        for i in (i for members in groups for i in members):
+            key = (np.asarray(requests[i].ids[: requests[i].end], np.int64).tobytes(), requests[i].start)
+            if key not in seen:
+                seen[key] = range(rows, rows + len(hidden[i]))
+                firsts.append(i)
+                rows += len(hidden[i])
+            where[i] = seen[key]
+        sampled = np.concatenate([_sampled(requests[i]) for i in firsts])
+        reading = self.vocabulary.read(torch.cat([hidden[i] for i in firsts]), sampled, min(top_k, self.vocab_size))
+        tops = reading.top_ids.cpu().numpy()
+        views: list[tuple[range, np.ndarray]] = []
+        members_of: dict[tuple[int, range], list[int]] = {}
+        for n, members in enumerate(groups):
+            own = [tops[r.start : r.stop] for r in dict.fromkeys(where[i] for i in members)]
+            ids = union_rows([*own, _sampled(requests[members[0]])[:, None]])
+            for i in members:
+                if (n, where[i]) not in members_of:
+                    views.append((where[i], ids))
+                members_of.setdefault((n, where[i]), []).append(i)
+        kept = self._kept(reading, views)
+        for (own_rows, ids), some, (values, tail) in zip(views, members_of.values(), kept, strict=True):
+            part = reading.at(own_rows)
+            for i in some:
+                out[i] = self._scores(requests[i], part, ids, values, tail)
+
+    def _kept(
+        self, reading: HeadReading, views: Sequence[tuple[range, np.ndarray]]
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return what `Vocabulary.kept` says of some rows of a reading, each with its ids [T, K]: [T, K] and [T] each."""
+        width = max(ids.shape[1] for _, ids in views)
+        padded = [np.pad(ids, ((0, 0), (0, width - ids.shape[1])), constant_values=-1) for _, ids in views]
+        every = reading.at([row for rows, _ in views for row in rows])
+        values, tail = (x.cpu().numpy() for x in self.vocabulary.kept(every, np.concatenate(padded)))
+        out, at = [], 0
+        for rows, ids in views:
+            stop = at + len(rows)
+            out.append((values[at:stop, : ids.shape[1]].copy(), tail[at:stop].copy()))
+            at = stop
+        return out
+
     def logprobs(self, requests: Sequence[ScoreRequest]) -> Iterator[Tensor]:
-        """Log-probabilities of the whole vocabulary, float32 [T, V], one request at a time (capability `full`)."""
+        """Return the log-probabilities of the whole vocabulary, float32 [T, V], one request at a time (capability
+        `full`)."""
         with self.at_work():
             hidden = self._hidden(requests, None)
         for h in hidden:
@@ -202,23 +260,24 @@ class TransformersEngine:
 
         Raises:
             ModelError: this model's prefixes are not shared through keys and values.
-            ContextLengthError: the trunk is longer than the model takes.
+            ContextLengthError: the trunk is longer than the model accepts.
         """
         self.fits(len(ids))
         with self.at_work():
             if self.way() != "shared_prefix":
-                raise ModelError(f"a trunk cannot be kept: this model's prefixes are shared by {self.sharing}")
+                raise ModelError(f"a trunk cannot be kept, because this model shares prefixes by {self.sharing}")
             return Trunk.read(self.model, ids, self.batch_tokens, self.offload)
 
     @contextlib.contextmanager
     def hold(self) -> Iterator[Any]:
-        """The model for oneself, e.g. to generate with it: scoring hooks into it, so other threads wait meanwhile."""
+        """Reserve the model, e.g. to generate with it. Scoring hooks into the model, so other threads wait
+        meanwhile."""
         with self._lock:
             yield self.model
 
     @contextlib.contextmanager
     def at_work(self) -> Iterator[None]:
-        """One thread at a time, no gradients, the right weights."""
+        """Run the block in one thread at a time, without gradients and with the right weights."""
         with self._lock, torch.inference_mode(), contextlib.ExitStack() as stack:
             if self._view == "initial":
                 stack.enter_context(self.model.disable_adapter())
@@ -229,13 +288,13 @@ class TransformersEngine:
             yield
 
     def way(self) -> Sharing:
-        """Return how prefixes are shared; found out at first use."""
+        """Return how prefixes are shared; this is decided at first use."""
         if self.sharing is None:
             self.sharing, self.trials = choose(self.model, self.vocabulary.head, self.vocab_size)
         return self.sharing
 
     def fits(self, length: int) -> None:
-        """Raise ContextLengthError if a sequence of so many tokens is too long."""
+        """Raise ContextLengthError if a sequence of the given number of tokens is too long."""
         if length > self.max_length:
             raise ContextLengthError(
                 f"a sequence of {length} tokens is longer than the model's {self.max_length} positions",
@@ -243,7 +302,7 @@ class TransformersEngine:
             )
 
     def _hidden(self, requests: Sequence[ScoreRequest], trunk: Trunk | None) -> list[Tensor]:
-        """Hidden states [T, H] per request."""
+        """Return the hidden states [T, H] of each request."""
         for r in requests:
             self.fits(r.end)
         way = self.way()
@@ -270,13 +329,13 @@ class TransformersEngine:
         return [h for h in out if h is not None]
 
     def note(self, tree: PrefixTree) -> None:
-        """Count what a tree asked for and what was computed of it."""
+        """Count the tokens that a tree stands for and the tokens computed for it."""
         self.plans.append(tree)
         self.saved.asked += tree.asked
         self.saved.computed += tree.computed
 
     def _separate(self, sequences: Sequence[np.ndarray], positions: Sequence[range]) -> list[Tensor]:
-        """Return every distinct sequence by itself, in right-padded batches of similar length."""
+        """Read every distinct sequence on its own, in right-padded batches of similar length."""
         slots: dict[tuple[bytes, range], list[int]] = {}
         for i, (sequence, wanted) in enumerate(zip(sequences, positions, strict=True)):
             slots.setdefault((sequence.tobytes(), wanted), []).append(i)
@@ -301,28 +360,30 @@ class TransformersEngine:
         if batch:
             yield batch
 
-    def _scores(self, request: ScoreRequest, reading: HeadReading, ids: np.ndarray) -> Scores:
-        values, tail = (x.cpu().numpy() for x in self.vocabulary.kept(reading, ids))
-        sampled = reading.sampled.cpu().numpy()
+    def _scores(
+        self, request: ScoreRequest, reading: HeadReading, ids: np.ndarray, values: np.ndarray, tail: np.ndarray
+    ) -> Scores:
+        # copies, so that a score does not hold the arrays of its whole block
+        sampled, first = (x.cpu().numpy().copy() for x in (reading.sampled, reading.top_ids[:, 0]))
         wanted = request.gather_ids
         gathered = None if wanted is None else self.vocabulary.logprobs_of(reading, wanted).cpu().numpy()
         if not np.isfinite(sampled).all() or np.isnan(values).any() or np.isnan(tail).any():
             at = int(np.argmin(np.isfinite(sampled)))
             raise ScoreError(
                 f"log-probability {sampled[at]} at position {at} of a step ({request.group or 'no group'})",
-                hint="the weights or the precision overflow; try run.dtype=float32",
+                hint="the computation overflows with these weights or this precision; try run.dtype=float32",
             )
-        return Scores(sampled, ids, values, tail, gathered, reading.top_ids[:, 0].cpu().numpy())
+        return Scores(sampled, ids, values, tail, gathered, first)
 
 
 @functools.cache
 def _trim() -> Callable[[int], int] | None:
-    """glibc's `malloc_trim`, if there is one."""
+    """Return glibc's `malloc_trim`, if it exists."""
     return getattr(ctypes.CDLL(None), "malloc_trim", None)
 
 
 def give_back() -> None:
-    """Hand freed blocks back to the system: glibc would keep what the largest batch took, or more."""
+    """Return freed memory to the system; glibc would keep as much as the largest batch used, or more."""
     if (trim := _trim()) is not None:
         trim(0)
 

@@ -1,9 +1,9 @@
-"""Whose turn it is, among threads that prepare work for a model and the one that has it done.
+"""Coordinate threads that prepare work for a model with the thread that runs the model.
 
-Two threads of Python that compute at the same time wait for one another at every operation of torch, and take longer than one after
-the other. So one works at a time, and everybody is served in the order in which they came: those whose answer is there first, then
-those that prepare, and then the one that leads, who has all the work done that was prepared. He goes before those that still prepare
-once enough work waits. Nobody is waited for who is not in the line.
+Two Python threads that compute at the same time wait for each other at every torch operation, and take longer than one
+after the other. So only one works at a time, in order of arrival: first the threads whose answer is ready, then those
+that prepare work, then the leader, which runs the model on all prepared work. Once enough work is waiting, the leader
+goes before the threads that still prepare. Threads outside the line are not waited for.
 """
 
 from __future__ import annotations
@@ -15,32 +15,33 @@ from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 
 PASSED = 32
-"""Turns to prepare that may be taken while work waits to be done, at most."""
+"""Largest number of turns that threads may take to prepare while work is waiting."""
 Ticket = object
 """A place in a line."""
 
 
 class Turns(AbstractContextManager["Turns"]):
-    """A lock that its owner may take again, first come, first served.
+    """Provide a reentrant lock in order of arrival.
 
-    `with turns:` works; within it `with turns.released():` lets others work while an answer is waited for; `with turns.last(enough):`
-    goes after all who are in line. What is done under `inner` alone is not seen here.
+    `with turns:` takes the turn. Inside it, `with turns.released():` lets others work while the thread waits for an
+    answer. `with turns.last(enough):` waits for all threads in line. Work under `inner` alone is not coordinated.
     """
 
     def __init__(self, inner: AbstractContextManager[object]) -> None:
-        """`inner` is held while working: the lock of others that prepare the same kind of work."""
+        """Create the lock. `inner` is held during a turn; other threads that prepare the same kind of work use it as
+        well."""
         self._inner, self._free = inner, threading.Condition()
         self._owner: int | None = None
         self._depth = 0
         self._returning, self._preparing = deque[Ticket](), deque[Ticket]()
         self._leader: Callable[[], bool] | None = None
-        """Whether enough work waits, of whoever waits to have it done; None if nobody does."""
+        """The waiting leader's test for enough waiting work; None if no leader waits."""
         self._passed = 0
-        """Turns to prepare that were taken since he waits."""
+        """Number of turns to prepare since the leader began to wait."""
 
     @property
     def preparing(self) -> int:
-        """Threads that wait to prepare."""
+        """Number of threads that wait to prepare."""
         return len(self._preparing)
 
     def __enter__(self) -> Turns:
@@ -68,15 +69,17 @@ class Turns(AbstractContextManager["Turns"]):
 
     @property
     def mine(self) -> bool:
-        """Whether the turn is this thread's."""
+        """Whether this thread has the turn."""
         return self._owner == threading.get_ident()
 
     @contextmanager
     def released(self, ticket: Ticket) -> Iterator[None]:
-        """Let others have the turn; afterwards its owner goes before all that prepare. Nothing happens without the turn.
+        """Let others have the turn; afterwards the owner goes before all threads that prepare. Without the turn, this
+        does nothing.
 
         Args:
-            ticket: what `call_back` may name, so that the order of those that come back is not that in which threads wake up.
+            ticket: a ticket that `call_back` may name, so that threads return in its order and not in the order in
+                which they wake up.
         """
         if not self.mine:
             yield
@@ -92,18 +95,19 @@ class Turns(AbstractContextManager["Turns"]):
             self._enter_inner()
 
     def call_back(self, tickets: Sequence[Ticket]) -> None:
-        """Put those whose answer is there into the line, in this order. Each of them must be within `released`."""
+        """Put the threads whose answers are ready into the line, in this order. Each must be inside `released`."""
         with self._free:
             self._returning.extend(tickets)
 
     def nudge(self) -> None:
-        """Say that more work waits."""
+        """Announce that more work is waiting."""
         with self._free:
             self._free.notify_all()
 
     @contextmanager
     def last(self, enough: Callable[[], bool]) -> Iterator[None]:
-        """The turn after everybody who is in line; before those that prepare when `enough` work is there, or `PASSED` went before.
+        """Take the turn after all threads in line, but before those that prepare if `enough` work is waiting or
+        `PASSED` turns were taken.
 
         One thread at a time may wait here.
         """
@@ -121,7 +125,7 @@ class Turns(AbstractContextManager["Turns"]):
             self._leave()
 
     def _take(self, line: deque[Ticket], ticket: Ticket) -> None:
-        """Stand in line until the turn has come."""
+        """Wait in line until the turn comes."""
         with self._free:
             if ticket not in line:
                 line.append(ticket)
@@ -141,7 +145,7 @@ class Turns(AbstractContextManager["Turns"]):
         return not self._returning and not self._leads()
 
     def _leads(self) -> bool:
-        """Return whether the one that leads goes before those that prepare."""
+        """Return whether the leader goes before the threads that prepare."""
         return self._leader is not None and (self._passed >= PASSED or self._leader())
 
     def _enter_inner(self) -> None:

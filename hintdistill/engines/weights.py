@@ -1,7 +1,7 @@
-"""Weights of a model folder, whole or not at all: no tensor is made up, none is left over, every number is finite.
+"""Load a model folder's weights only if they are complete: no tensor missing or left over, every number finite.
 
-transformers fills a tensor that a checkpoint lacks with random numbers and warns; peft leaves an adapter's tensor at zero.
-Here either is an error that names the tensors.
+transformers fills a tensor that a checkpoint lacks with random numbers and warns; peft leaves an adapter's tensor at
+zero. Here both cases are errors that name the tensors.
 """
 
 from __future__ import annotations
@@ -18,15 +18,17 @@ from hintdistill.core.model_shape import base_folder
 from hintdistill.core.models import ADAPTER_CONFIG, load_tokenizer, unloadable
 from hintdistill.core.trust import model_code_allowed
 
-DAMAGED = "the folder is incomplete or of another release of its architecture; get it again"
+DAMAGED = "the folder is incomplete or belongs to another release of its architecture; download it again"
 
 
 def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
     """Return the weights of a model folder, in evaluation mode; an adapter folder is merged into its base model.
 
     Raises:
-        ModelError: the folder cannot be loaded, lacks a tensor, has one too many, or holds a number that is not finite.
-        UntrustedError: an adapter's base would be downloaded, and the settings in use are from elsewhere.
+        ModelError: the folder cannot be loaded, lacks a tensor, has an extra tensor, or contains a number that is not
+            finite.
+        UntrustedError: an adapter's base model would have to be downloaded, and the settings come from an untrusted run
+            folder.
     """
     with _as_model_error(f"the model of {folder}"):
         adapter = (folder / ADAPTER_CONFIG).is_file()
@@ -57,7 +59,7 @@ def load_adapter(folder: Path, dtype: torch.dtype, *, name: str = "default") -> 
 
 
 def require_finite(parameters: Iterable[tuple[str, torch.Tensor]], folder: Path) -> None:
-    """Raise ModelError if a tensor holds a number that is not finite; names the first ones."""
+    """Raise ModelError, naming the first tensors, if a tensor contains a number that is not finite."""
     # one pass without a copy: the smallest and the largest number are not finite where any is not
     bad = [
         name
@@ -92,7 +94,7 @@ def _whole(folder: Path, dtype: torch.dtype) -> Any:
 
 @contextlib.contextmanager
 def _only_errors(logging: Any) -> Iterator[None]:
-    """What transformers would only warn of is an error here, in our own words."""
+    """Turn warnings of transformers about loading into errors with this package's wording."""
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
@@ -109,17 +111,17 @@ def _require_none(folder: Path, found: Mapping[str, Any]) -> None:
         f"{what}: {_few(names)}"
         for what, names in (
             ("it lacks tensors", lacking),
-            ("it has tensors that its architecture does not know", extra),
-            ("tensors have another shape", other),
+            ("it has tensors that are unknown to its architecture", extra),
+            ("tensors have a different shape", other),
         )
         if names
     ]
     if said:
-        raise ModelError(f"the weights of {folder} are not those of its config: {'; '.join(said)}", hint=DAMAGED)
+        raise ModelError(f"the weights of {folder} do not match its config: {'; '.join(said)}", hint=DAMAGED)
 
 
 def _require_adapter(model: Any, folder: Path, name: str) -> None:
-    """Every tensor of the adapter is in its file, and no other."""
+    """Check that the file contains every tensor of the adapter and no other."""
     from peft import get_peft_model_state_dict
     from peft.utils import load_peft_weights
 

@@ -1,8 +1,9 @@
-"""Where a step's reasoning ends and its action begins, in tokens of the step: the boundary of the loss span `action`.
+"""Find the token of a step at which its reasoning ends and its action begins: the boundary of the loss span `action`.
 
-The boundary is read off the step's own tokens, whether they were recorded or rendered, and is never estimated. Reasoning is known by
-its words, which the trace holds in a field or in the content, and by the mark that ends it. If the two do not agree on one
-place, or a token covers the end of the reasoning and the beginning of the action, the boundary is `UNKNOWN`.
+The boundary is determined from the step's own tokens, recorded or rendered, and never estimated. Reasoning is
+recognised by its words, which are in a field or in the content of the trace, and by the mark that ends it. If the two
+disagree, or if one token covers both the end of the reasoning and the beginning of the action, the boundary is
+`UNKNOWN`.
 """
 
 from __future__ import annotations
@@ -19,17 +20,18 @@ _OPEN = re.compile(
     r"<think(?:ing)?>|<reasoning>|\[THINK\]|<\|START_THINKING\|>|<\|channel\|>analysis(?:<\|message\|>)?|<\|channel>thought"
 )
 _LEAD = re.compile(r"(?:\s|<[^<>\s]{1,40}>|\[THINK\]|analysis|thought)*")
-"""What may be above the first word of the reasoning: white space, marks, the name of a channel."""
+"""Text that may precede the first word of the reasoning: white space, marks, or the name of a channel."""
 _CLOSE = re.compile(r"\s*(?:" + END_OF_REASONING.pattern + r"|<\|end\|>)")
 _LINE = 12
-"""Characters from which a line of the reasoning is taken for printed if it is in the step."""
+"""Shortest line of the reasoning, in characters, that counts as printed if it occurs in the step."""
 
 
 def action_start(tokens: TokenText, message: Message, step_ids: Sequence[int]) -> int:
-    """Return the index of the first step token that belongs to the action: 0 without reasoning, `UNKNOWN` if it cannot be told.
+    """Return the index of the first step token that belongs to the action: 0 without reasoning, `UNKNOWN` if it cannot
+    be determined.
 
-    White space between reasoning and action counts as reasoning, as far as tokens allow; so does the mark that ends the reasoning.
-    A step that is reasoning alone has no action, which is `UNKNOWN` as well.
+    White space between reasoning and action counts as reasoning, as far as tokens allow; so does the mark that ends the
+    reasoning. A step that consists of reasoning only has no action; this is `UNKNOWN` as well.
     """
     text = tokens.decode(step_ids)
     if not split_reasoning(message)[0].strip() and not (_OPEN.search(text) or END_OF_REASONING.search(text)):
@@ -44,14 +46,15 @@ def action_start(tokens: TokenText, message: Message, step_ids: Sequence[int]) -
 
 
 def below(start: int | None, above: int) -> int | None:
-    """Return where the action begins among the tokens below the first `above` of the step."""
+    """Return the start of the action among the step's tokens after the first `above` ones."""
     return start if start is None or start == UNKNOWN else max(0, start - above)
 
 
 def reasoning_end(text: str, message: Message) -> tuple[int, int] | None:
-    """Return the characters between which the action begins in a step's text: the end of the reasoning, and of white space after it.
+    """Return the range of characters in which the action of a step's text begins: the end of the reasoning, and the end
+    of the white space after it.
 
-    None if the words of the reasoning and its marks do not agree on one place.
+    None if the words of the reasoning and its marks disagree.
     """
     reasoning, content = split_reasoning(message)
     if not content.strip() and not message.tool_calls:
@@ -81,13 +84,14 @@ def _marks(text: str) -> int:
 
 
 def _marks_of_action(message: Message, content: str) -> int:
-    """Marks that are words of the action: in the content below the reasoning, or in arguments."""
+    """Return the marks that belong to the action, because they occur in the content after the reasoning or in
+    arguments."""
     return _marks(content) + sum(_marks(c.arguments_raw) for c in message.tool_calls)
 
 
 def _by_mark(text: str, message: Message, content: str) -> int | None:
-    """Return where an empty block of reasoning ends that the template printed, or the one mark of the step; None if
-    there are several."""
+    """Return the end of an empty reasoning block that the template printed, or of the step's only mark; None if there
+    are several marks."""
     lead = _OPEN.match(text.lstrip())
     start = len(text) - len(text.lstrip()) + (lead.end() if lead else 0)
     empty = re.compile(r"\s*(?:" + END_OF_REASONING.pattern + ")").match(text, start)
@@ -98,7 +102,7 @@ def _by_mark(text: str, message: Message, content: str) -> int | None:
 
 
 def _begins_below(text: str, end: int, message: Message, content: str) -> bool:
-    """Return whether what the step did is below a place: its content as far as it is printed verbatim, and the
+    """Return whether the step's action is printed after a position: its content, if it is printed verbatim, and the
     names of its calls."""
     words = content.strip()
     if words and words in text and text.find(words, end) < 0:

@@ -1,7 +1,8 @@
-"""Several hints for one finding, which compete within their level.
+"""Make several hints for one finding, which compete within their level.
 
-In this order, each text once, up to `inject.candidates`: the hint of `inject.hint` (the critic's own words or its class's
-template), a principle, the right action alone, the class's template where the critic wrote its own words.
+The candidates, each text once and up to `inject.candidates`, are in this order: the hint of `inject.hint` (the critic's
+own words or its class's template); a principle; the right action alone; the class's template, if the critic wrote its
+own words.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ NAMES = ("critic", "principle", "action", "template")
 
 
 def other_hints(trace: Trace, finding: Finding, first: str, library: PromptLibrary, n: int) -> list[tuple[str, str]]:
-    """At most `n` further hints for a finding beside its `first`: name and words."""
+    """Return at most `n` further hints for a finding in addition to its `first`, as names and texts."""
     taken, out = {first}, list[tuple[str, str]]()
     for name, text in _texts(trace, finding, library):
         if len(out) < n and text not in taken:
@@ -41,10 +42,10 @@ def _texts(trace: Trace, finding: Finding, library: PromptLibrary) -> Iterator[t
 
 
 def choose(groups: Mapping[str, Sequence[tuple[str, int, float, bool]]]) -> dict[str, Choice]:
-    """Return what becomes of each candidate.
+    """Choose among the candidates of each finding.
 
-    Within a level the one with the largest odds is taken, before anything is accepted; among the levels, the lowest whose best
-    one the gate accepts, else the level of the largest odds.
+    Within a level, the candidate with the largest odds wins, regardless of the gate. Among levels, the lowest one wins
+    whose best candidate the gate accepts, or else the level with the largest odds.
 
     Args:
         groups: per finding, each candidate's key, level, odds in nats, and whether the gate accepts it.

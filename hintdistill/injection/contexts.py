@@ -1,8 +1,8 @@
-"""Context makers: what a teacher view reads and the student does not, as words.
+"""Make contexts: texts that a teacher view reads and the student does not.
 
-A maker is a function from a case (a step of a trace, what the critic found there, the task's other rollouts, texts by task) to
-words; `core.extensions.HINT_SOURCES` is their registry. The words go where `inject.placements` says, as a hint does. A case that
-lacks what a maker needs raises NoContextError, whose reason is counted.
+A maker is a function from a case (a step of a trace, its finding, the task's other rollouts, texts by task) to a text;
+`core.extensions.HINT_SOURCES` is their registry. The text is placed according to `inject.placements`, like a hint. If a
+case lacks the maker's material, the maker raises NoContextError, whose reason is counted.
 """
 
 from __future__ import annotations
@@ -21,38 +21,39 @@ from hintdistill.injection.hints import hint_facts, hint_text, other_class_hint,
 from hintdistill.prompts import PromptLibrary, attempts_context, hint_classes
 
 SUCCEEDED = 0.5
-"""A reward above this is a success; `training.reward` counts groups by the same number."""
+"""Reward above which a trace counts as a success; `training.reward` uses the same number to count groups."""
 
 
 @dataclass(frozen=True)
 class ContextCase:
-    """One step for which a context is made."""
+    """Describe one step for which a context is made."""
 
     trace: Trace
     finding: Finding
     library: PromptLibrary
     peers: Sequence[Trace] = ()
-    """The task's other rollouts."""
+    """Other rollouts of the task."""
     texts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    """`solution`, `demonstration`, `file` → text by task."""
+    """Texts by task for `solution`, `demonstration` and `file`."""
     shown: int = 1
-    """Rollouts of each outcome that are shown at most."""
+    """Largest number of rollouts of each outcome in the context."""
     number: int = 0
-    """Which of several contexts of this kind, from 0."""
+    """Number of this context among several of its kind, from 0."""
     findings: Sequence[Finding] = ()
-    """Everything the critics found in the trace."""
+    """All findings of the critics in the trace."""
     rho: float = 0.5
-    """The share that a `partial` context shows."""
+    """Share of the text that a `partial` context contains."""
     hint: str = ""
-    """The words of the teacher's own context, for contexts that are made of them."""
+    """Text of the teacher's own context, for contexts that are derived from it."""
 
     def lacks(self, reason: str, what: str) -> NoContextError:
-        """Return the error that this case has no such context."""
+        """Return the error for a case without such a context."""
         return NoContextError(reason, f"trace {self.trace.id}, step {self.finding.step}: {what}")
 
 
 def made(name: str, case: ContextCase) -> str:
-    """Return the words of a context maker. Raises NoContextError, or what a hint source raises (NoHintError, PromptError)."""
+    """Return the text of a context maker. Raises NoContextError, or the errors of a hint source (NoHintError,
+    PromptError)."""
     source = HINT_SOURCES.get(name)
     if source.context is not None:
         text: str = loaded(source.context)(case)
@@ -65,7 +66,8 @@ def made(name: str, case: ContextCase) -> str:
 
 
 def wrong(case: ContextCase) -> str:
-    """Another error class's hint about the step; the n-th comes from the n-th class that has one, starting over after the last.
+    """Return another error class's hint about the step: the n-th comes from the n-th class with such a hint,
+    cyclically.
 
     Raises NoContextError `no_other_hint`: no other class's template can be filled.
     """
@@ -79,12 +81,12 @@ def wrong(case: ContextCase) -> str:
         found.append(text)
         taken.append(text)
     if not found:
-        raise case.lacks("no_other_hint", "no other error class has a hint that fits here")
+        raise case.lacks("no_other_hint", "no other error class has a hint that fits this step")
     return found[case.number % len(found)]
 
 
 def partial(case: ContextCase) -> str:
-    """Return the first words of the teacher's own context, a share of ρ. AR-OPD (arXiv 2606.10385)."""
+    """Return the first words of the teacher's own context, a share of ρ. Source: AR-OPD (arXiv 2606.10385)."""
     words = case.hint.split()
     if len(words) < 2:
         raise case.lacks("no_part", "a context of less than two words has no part")
@@ -92,30 +94,29 @@ def partial(case: ContextCase) -> str:
 
 
 def rule(case: ContextCase) -> str:
-    """Return the rule that the error class breaks. Raises NoContextError `no_rule`: there are no words for the
+    """Return the rule that the error class breaks. Raises NoContextError `no_rule` if no rule is written for the
     class."""
     facts = {"error_class": case.finding.error_class, **hint_facts(case.trace, case.finding)}
     try:
         return case.library.render(PRINCIPLE, facts)
     except PromptError:
-        raise case.lacks("no_rule", f"{PRINCIPLE} has no words for {case.finding.error_class!r}") from None
+        raise case.lacks("no_rule", f"{PRINCIPLE} has no rule for {case.finding.error_class!r}") from None
 
 
 def rules(case: ContextCase) -> str:
-    """Return every rule that there are words for, the same above every step: a shared context. OPCD (arXiv
-    2602.12275)."""
+    """Return all known rules, a shared context that is the same above every step. Source: OPCD (arXiv 2602.12275)."""
     found = []
     for name in hint_classes(case.library):
         with contextlib.suppress(PromptError):
             found.append(case.library.render(PRINCIPLE, {"error_class": name}).strip())
     if not any(found):
-        raise case.lacks("no_rule", f"{PRINCIPLE} has no words for any class")
+        raise case.lacks("no_rule", f"{PRINCIPLE} has no rule for any class")
     return "\n".join(dict.fromkeys(filter(None, found)))
 
 
 def hints(case: ContextCase) -> str:
-    """Return the hints of every finding of the trace, each once. PTD-PO (arXiv 2606.07000). Raises NoContextError
-    `no_finding`."""
+    """Return the hints of all findings of the trace, each once. Source: PTD-PO (arXiv 2606.07000). Raises
+    NoContextError `no_finding`."""
     if not case.findings:
         raise case.lacks("no_finding", "the critics found nothing in the trace")
     return "\n".join(dict.fromkeys(hint_text(case.trace, f, case.library) for f in case.findings))
@@ -130,13 +131,13 @@ def reminder(case: ContextCase) -> str:
 
 
 def type_label(case: ContextCase) -> str:
-    """Return the kind of the finding, neither its words nor its place. TRACE (arXiv 2605.10194)."""
+    """Return the kind of the finding, without its words or its place. Source: TRACE (arXiv 2605.10194)."""
     kind = str(case.finding.facts.get("type") or case.finding.error_class)
     return case.library.render("contexts/type_label.jinja", {"error_class": kind})
 
 
 def empty(case: ContextCase) -> str:
-    """Nothing: the teacher reads what the student read."""
+    """Return an empty text: the teacher reads the same text as the student."""
     return ""
 
 
@@ -144,13 +145,13 @@ def empty(case: ContextCase) -> str:
 
 
 def observation(case: ContextCase) -> str:
-    """Return what the environment said after the step, and how the trace ended. Raises NoContextError
-    `no_observation`."""
+    """Return the observation after the step, and the outcome of the trace. Raises NoContextError `no_observation`."""
     return case.library.render("contexts/observation.jinja", _after(case))
 
 
 def hindsight(case: ContextCase) -> str:
-    """Observation, outcome and the critic's hint. HERO (arXiv 2606.11559). Errors as in `observation`, or no hint."""
+    """Return the observation, the outcome and the critic's hint. Source: HERO (arXiv 2606.11559). Raises the errors of
+    `observation`, and of a missing hint."""
     facts = _after(case) | {"hint": hint_text(case.trace, case.finding, case.library)}
     return case.library.render("contexts/hindsight.jinja", facts)
 
@@ -173,17 +174,17 @@ def _after(case: ContextCase) -> dict[str, str]:
 
 
 def solution(case: ContextCase) -> str:
-    """Return the task's reference solution. OPSD (arXiv 2601.18734). Raises NoContextError `no_solution`."""
+    """Return the task's reference solution. Source: OPSD (arXiv 2601.18734). Raises NoContextError `no_solution`."""
     return case.library.render("contexts/solution.jinja", {"text": _told(case, "solution")})
 
 
 def demonstration(case: ContextCase) -> str:
-    """Return a demonstration of the task. SDFT (arXiv 2601.19897). Raises NoContextError `no_demonstration`."""
+    """Return a demonstration of the task. Source: SDFT (arXiv 2601.19897). Raises NoContextError `no_demonstration`."""
     return case.library.render("contexts/demonstration.jinja", {"text": _told(case, "demonstration")})
 
 
 def file(case: ContextCase) -> str:
-    """Return the text that `inject.contexts.file` has for the task, as it is. Raises NoContextError `no_file`."""
+    """Return the unchanged text of `inject.contexts.file` for the task. Raises NoContextError `no_file`."""
     return _told(case, "file")
 
 
@@ -199,17 +200,19 @@ def _told(case: ContextCase, kind: str) -> str:
 
 
 def peer_success(case: ContextCase) -> str:
-    """Other rollouts of the task that succeeded. SDPO (arXiv 2601.20802). Raises NoContextError `no_peer_success`."""
+    """Return other rollouts of the task that succeeded. Source: SDPO (arXiv 2601.20802). Raises NoContextError
+    `no_peer_success`."""
     return _peers(case, _numbered(case, _some(case, True)), [])
 
 
 def peer_failure(case: ContextCase) -> str:
-    """Other rollouts of the task that failed. Raises NoContextError `no_peer_failure`."""
+    """Return other rollouts of the task that failed. Raises NoContextError `no_peer_failure`."""
     return _peers(case, [], _numbered(case, _some(case, False)))
 
 
 def peers(case: ContextCase) -> str:
-    """Rollouts that succeeded and that failed, those there are. MOPD (arXiv 2605.12652). Raises NoContextError `no_peer`."""
+    """Return successful and failed rollouts, as far as there are any. Source: MOPD (arXiv 2605.12652). Raises
+    NoContextError `no_peer`."""
     right, wrong = _ended(case, True), _ended(case, False)
     if not (right or wrong):
         raise case.lacks("no_peer", "no other rollout of the task has a reward")
@@ -217,48 +220,48 @@ def peers(case: ContextCase) -> str:
 
 
 def attempt_success(case: ContextCase) -> str:
-    """Return a peer that succeeded, how it ended unsaid. RLCSD (arXiv 2606.11709). Raises NoContextError
+    """Return a successful peer without its outcome. Source: RLCSD (arXiv 2606.11709). Raises NoContextError
     `no_peer_success`."""
     return case.library.render("contexts/attempt.jinja", {"text": "\n\n".join(_numbered(case, _some(case, True)))})
 
 
 def attempt_failure(case: ContextCase) -> str:
-    """Return a peer that failed, in the same words. RLCSD (arXiv 2606.11709). Raises NoContextError
+    """Return a failed peer in the same wording. Source: RLCSD (arXiv 2606.11709). Raises NoContextError
     `no_peer_failure`."""
     return case.library.render("contexts/attempt.jinja", {"text": "\n\n".join(_numbered(case, _some(case, False)))})
 
 
 def own_success(case: ContextCase) -> str:
-    """Return the trace itself. Raises NoContextError `no_own_success`: it did not succeed."""
+    """Return the trace itself. Raises NoContextError `no_own_success` if it did not succeed."""
     if not succeeded(case.trace):
         raise case.lacks("no_own_success", "the trace did not succeed")
     return _peers(case, [attempt(case.trace)], [])
 
 
 def verified(case: ContextCase) -> str:
-    """Return the trace itself where it succeeded, else a peer that did. SC-GRPO (arXiv 2606.18810). Raises
+    """Return the trace itself if it succeeded, else a peer that did. Source: SC-GRPO (arXiv 2606.18810). Raises
     NoContextError `no_peer_success`."""
     return own_success(case) if succeeded(case.trace) else peer_success(replace(case, shown=1))
 
 
 def bcq(case: ContextCase) -> str:
-    """Return a successful and a failed rollout, which is which unsaid. ZPPO (arXiv 2606.18216). Errors as of its two
-    rollouts."""
+    """Return a successful and a failed rollout, not labelled as such. Source: ZPPO (arXiv 2606.18216). Raises the
+    errors of the two makers."""
     return attempts_context(case.library, _some(case, True), _some(case, False), seed_of(case.trace.id))
 
 
 def ncq(case: ContextCase) -> str:
-    """Failed rollouts. Raises NoContextError `no_peer_failure`."""
+    """Return failed rollouts. Raises NoContextError `no_peer_failure`."""
     return attempts_context(case.library, [], _some(case, False)[: case.shown])
 
 
 def succeeded(trace: Trace) -> bool:
-    """Return whether a trace ended well."""
+    """Return whether a trace succeeded."""
     return trace.reward is not None and trace.reward > SUCCEEDED
 
 
 def attempt(trace: Trace) -> str:
-    """Return what happened in a trace from its first step on, a message a line."""
+    """Return the events of a trace from its first step on, one message per line."""
     return "\n".join(_said(m) for m in trace.messages[trace.step_indices[0] :])
 
 
@@ -268,7 +271,7 @@ def _said(message: Message) -> str:
 
 
 def _ended(case: ContextCase, well: bool) -> list[str]:
-    """Return the task's other rollouts that ended so, each text once, in an order of their own for each trace."""
+    """Return the task's other rollouts with this outcome, each text once, in an order that depends on the trace."""
     found = [t for t in case.peers if t.reward is not None and succeeded(t) == well and t.id != case.trace.id]
     found.sort(key=lambda t: (seed_of("peer", case.trace.id, t.id), t.id))
     return list(dict.fromkeys(attempt(t) for t in found))
@@ -283,7 +286,7 @@ def _some(case: ContextCase, well: bool) -> list[str]:
 
 
 def _numbered(case: ContextCase, texts: list[str]) -> list[str]:
-    """Return the rollouts of the n-th context: `shown` of them from the n-th on, beginning again at the end."""
+    """Return the rollouts of the n-th context: `shown` of them from the n-th on, cyclically."""
     return [texts[(case.number + i) % len(texts)] for i in range(min(case.shown, len(texts)))]
 
 
@@ -296,26 +299,27 @@ def _peers(case: ContextCase, right: Sequence[str], wrong: Sequence[str]) -> str
 
 @dataclass(frozen=True)
 class MadeContexts:
-    """The words of a step's contexts."""
+    """Hold the texts of a step's contexts."""
 
     text: str | None
-    """Text of the teacher's own context; None if a hint source without a context writes it, and its placebos."""
+    """Text of the teacher's own context; None if a hint source without a context writes it together with its
+    placebos."""
     views: Mapping[str, str]
     """Texts of the recipe's further contexts, by name."""
     document: bool = False
-    """Whether the teacher's own context is a document, or one of the others is."""
+    """Whether the teacher's own context, or one of the others, is a document."""
 
 
 def contexts_of(name: str, views: Mapping[str, tuple[str, int, float]], case: ContextCase) -> MadeContexts:
     """Make a step's contexts.
 
     Args:
-        name: the maker of the teacher's own.
-        views: of further ones by name: maker, number and ρ.
+        name: the maker of the teacher's own context.
+        views: maker, number and ρ of each further context, by name.
 
     Raises:
-        NoContextError: the case lacks what one of them is made of.
-        NoHintError, PromptError: as `hints.hint_text`.
+        NoContextError: the case lacks the material for one of them.
+        NoHintError, PromptError: see `hints.hint_text`.
     """
     own = HINT_SOURCES.get(name)
     text = made(name, case) if own.context is not None or views else None

@@ -1,8 +1,8 @@
-"""Control tokens in text: the tokens that a chat template is built of, where a hint or a trace spells them out.
+"""Find control tokens in text: the tokens of a chat template, spelled out in a hint or a trace.
 
-A tokenizer turns their spelling into the token itself. A hint that holds one could close its turn and open another: it is
-refused, because its critic may have read it in a hostile tool result. A trace that holds one is what the student read, and
-is noted.
+A tokenizer turns such a spelling into the token itself. A hint with a control token could close its turn and open
+another. It is refused, because its critic may have read the token in a hostile tool result. In a trace, control tokens
+are part of what the student read, so they only cause a note.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ _CHARACTERS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\u202a
 
 
 def control_texts(renderer: Renderer) -> dict[int, str]:
-    """Id → spelling of the tokens that a template is built of; some tokenizers also add plain words and runs of blanks."""
+    """Return id → spelling of a template's tokens. Some tokenizers also add plain words and runs of blanks as tokens;
+    these are left out."""
     if (known := _KNOWN.get(renderer)) is not None:
         return known
     texts = {i: renderer.decode([i]).strip() for i in renderer.special_ids}
@@ -31,20 +32,20 @@ def control_texts(renderer: Renderer) -> dict[int, str]:
 
 
 def refuse_in_hint(renderer: Renderer, hint: str) -> None:
-    """Raise ControlTokensError for a hint with control tokens, or with control characters."""
+    """Raise ControlTokensError if a hint contains control tokens or control characters."""
     controls = control_texts(renderer)
     if characters := sorted({f"U+{ord(c):04X}" for c in _CHARACTERS.findall(hint)}):
-        raise ControlTokensError(f"the hint holds the control characters {', '.join(characters)}")
+        raise ControlTokensError(f"the hint contains the control characters {', '.join(characters)}")
     if written := controls.keys() & set(renderer.encode(hint)):
         words = ", ".join(repr(controls[i]) for i in sorted(written))
         raise ControlTokensError(
-            f"the hint holds the control tokens {words}, with which it could open or close a turn",
-            hint="say it without them; what the trace holds may have steered the critic",
+            f"the hint contains the control tokens {words}, which could open or close a turn",
+            hint="write the hint without them; text in the trace may have manipulated the critic",
         )
 
 
 def note_of(renderer: Renderer, before: Sequence[Message]) -> tuple[str, ...]:
-    """Return a note where messages that the agent did not write spell control tokens, with the roles that do."""
+    """Return a note if messages that the agent did not write spell control tokens; it names their roles."""
     spelled = tuple(control_texts(renderer).values())
     roles = [m.role for m in before if m.role not in ("assistant", "system") and _any(spelled, m.content or "")]
     return (f"{NOTE} ({', '.join(dict.fromkeys(roles))})",) if roles else ()

@@ -1,10 +1,10 @@
-"""The words of a hint: from the critic or from the template of its error class, the placebos beside it, the guards.
+"""Write the text of a hint, from the critic or the template of its error class, with its placebos and guards.
 
-The guards look at text alone. A hint leaks when it names a literal (number, id, date, quoted string, name) that the
-student could not have read above the step; it is illegal when it tells the student to call a tool that is not listed, or
-a listed one with an argument it does not have; it is vacuous when it says nothing that could change one step rather than
-another; it speaks another dialect when it shows JSON spaced unlike the student's own, because the gradient would then
-teach white space.
+The guards check only the text. A hint leaks when it names a literal (number, id, date, quoted string, name) that the
+student could not have read above the step. It is illegal when it tells the student to call an unlisted tool, or a
+listed tool with an argument that it does not have. It is vacuous when it contains nothing specific to the step. It has
+another dialect when its JSON is spaced differently from the student's, because the gradient would then teach white
+space.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from hintdistill.injection.levels import answer_words, right_words, words_of
 from hintdistill.prompts import PromptLibrary, hint_classes, hint_name
 
 PlaceboText = tuple[PlaceboKind, str]
-"""A placebo's kind and words."""
+"""Kind and text of a placebo."""
 PLACEBO_KINDS: tuple[PlaceboKind, ...] = get_args(PlaceboKind)
 GENERIC = "placebo/generic.jinja"
 
@@ -49,7 +49,7 @@ mistake mistakes more no not now of ok okay pay please polite possible precise p
 response right step steps sure take task that the there think this thoroughly time to try user very well with work you
 your"""
 _EMPTY = frozenset(_EMPTY_WORDS.split())
-"""Words that a hint without any other says nothing with."""
+"""Words without content: a hint that has no other words is vacuous."""
 _NAME = re.compile(
     r"(?<=[a-z,;)] )[A-Z][a-z]+\b|\b[A-Z][a-z]+(?= [A-Z][a-z])|(?<=[A-Z][a-z] )[A-Z][a-z]+|\b[A-Z][a-z]+(?='s\b)|\b[A-Z]{2,}\b"
 )
@@ -61,12 +61,12 @@ _COMPACT = re.compile(r"\"\s*:[^\s]")
 
 
 def seed_of(*parts: object) -> int:
-    """Return a number that depends on the parts alone, the same in every process."""
+    """Return a number that depends only on the parts and is the same in every process."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:6], "big")
 
 
 def hint_facts(trace: Trace, finding: Finding) -> dict[str, Any]:
-    """Return what a hint template may use: the finding's facts over what every step has."""
+    """Return the facts that a hint template may use: those of the step, overridden by those of the finding."""
     calls = trace.step(finding.step).tool_calls
     call = calls[finding.call or 0] if calls and (finding.call or 0) < len(calls) else None
     tools = list(trace.tool_schemas)
@@ -86,16 +86,16 @@ def hint_text(trace: Trace, finding: Finding, library: PromptLibrary) -> str:
     """Return the critic's own words, or the template of the error class.
 
     Raises:
-        NoHintError: the finding has no hint and its class no template.
-        PromptError: the template lacks a fact.
+        NoHintError: the finding has no hint and its class has no template.
+        PromptError: a fact that the template uses is missing.
     """
     if finding.hint:
         return finding.hint
     name = hint_name(finding.error_class)
     if not library.has(name):
         raise NoHintError(
-            f"the finding has no hint and the error class {finding.error_class!r} no template",
-            hint=f"add {name} to the folder critic.prompts names, or let the critic write the hint",
+            f"the finding has no hint, and the error class {finding.error_class!r} has no template",
+            hint=f"add {name} to the folder that critic.prompts names, or let the critic write the hint",
         )
     return library.render(name, hint_facts(trace, finding))
 
@@ -103,8 +103,8 @@ def hint_text(trace: Trace, finding: Finding, library: PromptLibrary) -> str:
 def from_critic(
     trace: Trace, finding: Finding, library: PromptLibrary, kinds: Sequence[PlaceboKind]
 ) -> tuple[str, list[PlaceboText]]:
-    """Return the hint source `critic`: the critic's words or its class's template, and a placebo of each kind. Errors
-    as in `hint_text`."""
+    """Return the hint source `critic`: the critic's words or its class's template, and a placebo of each kind. Raises
+    the errors of `hint_text`."""
     hint = hint_text(trace, finding, library)
     return hint, placebo_texts(trace, finding, hint, library, kinds)
 
@@ -112,7 +112,8 @@ def from_critic(
 def from_placebo(
     trace: Trace, finding: Finding, library: PromptLibrary, kinds: Sequence[PlaceboKind]
 ) -> tuple[str, list[PlaceboText]]:
-    """Return the hint source `placebo`: a generic hint in the critic's place, and others. Errors as in `hint_text`."""
+    """Return the hint source `placebo`: a generic hint in place of the critic's, with further placebos. Raises the
+    errors of `hint_text`."""
     first, *others = placebo_texts(trace, finding, hint_text(trace, finding, library), library, ("generic", *kinds))
     return first[1], others
 
@@ -120,12 +121,10 @@ def from_placebo(
 def placebo_texts(
     trace: Trace, finding: Finding, hint: str, library: PromptLibrary, kinds: Sequence[PlaceboKind]
 ) -> list[PlaceboText]:
-    """Return a hint of each kind that should do nothing, no text twice and never the hint itself.
+    """Return a placebo of each kind, all with different texts and none equal to the hint.
 
-    Where a kind has no other text, a generic one takes its place, under its own name.
-
-    Raises:
-        PromptError: there are too few different generic ones.
+    If a kind has no further text, a generic placebo replaces it, under the name `generic`. Raises: PromptError: there
+    are too few different generic placebos.
     """
     rng = random.Random(seed_of("placebo", trace.id, finding.step, hint))
     answer = answer_words(hint, trace, finding)
@@ -143,14 +142,14 @@ def placebo_texts(
         if text is None:
             kind, text = "generic", _generic(library, rng, taken)
         if text is None:
-            raise PromptError(f"{GENERIC} offers too few different placebos", hint="add variants to it")
+            raise PromptError(f"{GENERIC} has too few different placebos", hint="add variants to that file")
         taken.add(text)
         out.append((kind, text))
     return out
 
 
 def _shuffled(words: list[str], rng: random.Random, taken: Collection[str]) -> str | None:
-    """Return the words in another order; None if every order is taken."""
+    """Return the words in another order; None if every order is already used."""
     for _ in range(16):
         rng.shuffle(words)
         if (text := " ".join(words)) not in taken:
@@ -159,7 +158,8 @@ def _shuffled(words: list[str], rng: random.Random, taken: Collection[str]) -> s
 
 
 def _without(hint: str, answer: Collection[str], fill: str) -> list[str]:
-    """Return the hint's words without those of the answer, filled up to as many with a generic hint's."""
+    """Return the hint's words without those of the answer, filled up with words of a generic hint to the same
+    number."""
     words = hint.split()
     free = [w for w in words if not set(answer) & set(words_of(w))]
     return free + fill.split()[: len(words) - len(free)]
@@ -179,11 +179,11 @@ def other_class_hint(
     taken: Collection[str] = (),
     answer: Collection[str] = frozenset(),
 ) -> str | None:
-    """Another error class's hint about the same step; None if no other template can be filled.
+    """Return another error class's hint about the same step; None if no other template can be filled.
 
     Args:
-        taken: texts that it may not be.
-        answer: words, in lower case, of which it may have none: a hint that names the right tool is no placebo.
+        taken: texts that are already used.
+        answer: words in lower case that it must not contain: a hint that names the right tool is not a placebo.
     """
     classes = [c for c in hint_classes(library) if c != finding.error_class]
     rng.shuffle(classes)
@@ -207,20 +207,22 @@ def other_class_hint(
 
 
 def guards(hint: str, trace: Trace, step: int, context: str, step_text: str) -> tuple[str, ...]:
-    """Text-level reasons against a hint; empty when there are none."""
-    reasons = [f"leak: {word!r} is not in the step's context" for word in leaks(hint, trace, context + step_text)[:3]]
+    """Return the text-level reasons against a hint; empty if there are none."""
+    reasons = [
+        f"leak: {word!r} does not occur in the step's context" for word in leaks(hint, trace, context + step_text)[:3]
+    ]
     reasons += [f"illegal: {what}" for what in illegal_actions(hint, trace)[:3]]
     if is_vacuous(hint):
         reasons.append("vacuous: the hint says nothing about this step")
     if differs_in_dialect(hint, trace, step):
-        reasons.append("dialect: the hint spaces JSON unlike the student does")
+        reasons.append("dialect: the hint's JSON is spaced differently from the student's")
     return tuple(reasons)
 
 
 def leaks(hint: str, trace: Trace, known: str) -> list[str]:
-    """Literals of the hint that neither the known text nor a tool schema contains.
+    """Return the literals of the hint that occur neither in the known text nor in a tool schema.
 
-    Digits count as known only as whole numbers: a hint that names 42 is not excused by an order 1420.
+    Digits count as known only as whole numbers: order 1420 does not make the literal 42 known.
     """
     text = (known + json.dumps(trace.tools, ensure_ascii=False)).casefold()
     found = [next(g for g in m.groups() if g is not None) for m in _LITERALS.finditer(hint)]
@@ -238,8 +240,7 @@ def _known(word: str, text: str) -> bool:
 
 
 def illegal_actions(hint: str, trace: Trace) -> list[str]:
-    """Return what the hint tells the student to call that the tool schemas do not have; nothing if there are no
-    schemas."""
+    """Return the calls that the hint proposes and the tool schemas do not allow; empty without schemas."""
     schemas = trace.tool_schemas
     if not schemas:
         return []
@@ -251,19 +252,22 @@ def illegal_actions(hint: str, trace: Trace) -> list[str]:
             continue
         arguments = {a for schema in schemas.values() for a in schema.get("properties", {})}
         if name not in arguments:
-            out.append(f"it proposes {name}, which is not a listed tool")
+            out.append(f"the hint proposes {name}, which is not a listed tool")
     for match in _SHOWN_CALL.finditer(hint):
         name = match["name"]
         shown = re.findall(r"\"(\w+)\"\s*:", match["arguments"])
         if name not in schemas:
-            out.append(f"it shows a call of {name}, which is not a listed tool")
+            out.append(f"the hint shows a call of {name}, which is not a listed tool")
         elif (declared := schemas[name].get("properties")) is not None:
-            out += [f"it shows {name} with {a}, which it does not have" for a in shown if a not in declared]
+            out += [
+                f"the hint shows {name} with {a}, an argument that it does not have" for a in shown if a not in declared
+            ]
     return list(dict.fromkeys(out))
 
 
 def primes(hint: str, trace: Trace, finding: Finding) -> list[str]:
-    """Return what of a hint may make the error more likely: the wrong name before any other, or a list of tools."""
+    """Return the parts of a hint that may make the error more likely: the wrong name before any other name, or a list
+    of tools."""
     said = words_of(hint)
     listed = {n.casefold() for n in trace.tool_schemas}
     wrong = {c.name.casefold() for c in trace.step(finding.step).tool_calls} - listed
@@ -273,18 +277,19 @@ def primes(hint: str, trace: Trace, finding: Finding) -> list[str]:
     first = next((w for w in said if w in names), None)
     out = [f"the wrong name {first!r} comes first"] if first in wrong else []
     if len(listed & set(said)) > 2:
-        out.append(f"it lists {len(listed & set(said))} tools")
+        out.append(f"the hint lists {len(listed & set(said))} tools")
     return out
 
 
 def is_vacuous(hint: str) -> bool:
-    """Return whether a hint is too short to say anything, or made of encouragement and caution alone."""
+    """Return whether a hint is too short to have content, or contains only encouragement and caution."""
     words = re.findall(r"[^\W_][\w'-]*", hint.casefold())
     return len(hint.strip()) <= 10 or all(w in _EMPTY for w in words)
 
 
 def differs_in_dialect(hint: str, trace: Trace, step: int) -> bool:
-    """Return whether the hint shows JSON and spaces it unlike the student's own calls up to and including the step."""
+    """Return whether the hint shows JSON with different spacing from the student's calls up to and including the
+    step."""
     style = _style([hint])
     if style is None:
         return False

@@ -1,16 +1,15 @@
-"""The level of a hint: how much of the answer it holds, computed from its text and from what the student had read.
+"""Compute the level of a hint, i.e. how much of the answer it reveals, from its text and the student's context.
 
-| level | the hint |
-|---|---|
-| 0 | is a principle: no answer and no fact of this instance; its words fit any trace |
-| 1 | narrows: it has facts of the instance (the tool that was called, the item asked for, every listed tool), no correction |
-| 2 | has a corrected token, a word of the right step, that the context does not offer as the answer |
-| 3 | names something that neither the context nor a schema holds: the student could not have found the answer |
+| level | the hint | |---|---| | 0 | states a principle, without the answer or facts of this instance; its words fit any
+trace | | 1 | narrows the choice with facts of the instance (the called tool, the requested item, every listed tool),
+without a correction | | 2 | contains a correction, i.e. a word of the right step that the context does not offer as the
+answer | | 3 | names something that is neither in the context nor in a schema, so the student could not have found it |
 
-A *fact* is a word of the hint that is in a user message, an observation or a tool schema, or is a literal (number, name,
-identifier, quoted string), and is no plain word of instructions (`PLAIN`). A *correction* is a fact that the erring step does
-not say: a listed tool or a declared argument that it did not use, a literal, or a word of the finding's fact `right`. The
-context *offers* a correction if it is the only one of its kind that the step did not use, or if the hint names them all.
+A *fact* is a word of the hint that occurs in a user message, an observation or a tool schema, or is a literal (number,
+name, identifier, quoted string). Plain words of instructions (`PLAIN`) are not facts. A *correction* is a fact that the
+erring step does not contain: a listed tool or a declared argument that it did not use, a literal, or a word of the
+finding's fact `right`. The context *offers* a correction if it is the only one of its kind that the step did not use,
+or if the hint names all of that kind.
 """
 
 from __future__ import annotations
@@ -44,14 +43,14 @@ them then there these they thing things this those though time to together told 
 undone unless until up us use used user uses using valid value values verify very wait was way well went were what when where
 whether which while who will with without word words would write written wrong yes yet you your"""
 PLAIN: frozenset[str] = frozenset(_PLAIN.split())
-"""Words of instructions about tools, calls and answers: no facts, wherever else they stand."""
+"""Words of instructions about tools, calls and answers; they are not facts, wherever they occur."""
 
 
 def hint_level(hint: str, trace: Trace, finding: Finding, unknown: Collection[str]) -> Level:
     """Return the level of a hint above a step.
 
     Args:
-        unknown: literals of the hint that neither the context nor a schema holds (`hints.leaks`).
+        unknown: literals of the hint that are neither in the context nor in a schema (`hints.leaks`).
     """
     if unknown:
         return 3
@@ -62,12 +61,13 @@ def hint_level(hint: str, trace: Trace, finding: Finding, unknown: Collection[st
 
 
 def answer_words(hint: str, trace: Trace, finding: Finding) -> frozenset[str]:
-    """Words of a hint that a hint without the answer may not have, in lower case: its facts and its corrections."""
+    """Return the words, in lower case, that an answer-free version of the hint must not contain: its facts and its
+    corrections."""
     return frozenset(_facts(hint, trace, finding) | _corrections(hint, trace, finding))
 
 
 def right_words(finding: Finding) -> frozenset[str]:
-    """Words of the finding's fact `right`, in lower case, without plain words of instructions."""
+    """Return the words of the finding's fact `right` in lower case, without plain words of instructions."""
     right = finding.facts.get("right")
     text = right if isinstance(right, str) else json.dumps(right, ensure_ascii=False)
     return frozenset(words_of(text)) - PLAIN if right else frozenset()
@@ -85,14 +85,15 @@ def _facts(hint: str, trace: Trace, finding: Finding) -> set[str]:
 
 
 def _step_words(trace: Trace, step: int) -> set[str]:
-    """Return what the step says: its text, and the calls it makes."""
+    """Return the words of the step: its text, and its calls."""
     message = trace.step(step)
     calls = [f"{c.name} {c.arguments_raw}" for c in message.tool_calls]
     return set(words_of(" ".join([message.content or "", *calls])))
 
 
 def _instance_words(trace: Trace, step: int) -> set[str]:
-    """Words of this instance: of what users, tools and the student said up to the step, and of the tool schemas."""
+    """Return the words of this instance: those of users, tools and the student up to the step, and of the tool
+    schemas."""
     said = [m.content or "" for m in trace.before(step) if m.role not in ("system", "developer")]
     calls = [f"{c.name} {c.arguments_raw}" for k in range(step) for c in trace.step(k).tool_calls]
     return set(words_of(" ".join([*said, *calls, *_names(trace)]))) | _step_words(trace, step)
@@ -103,7 +104,7 @@ def _names(trace: Trace) -> list[str]:
 
 
 def _corrections(hint: str, trace: Trace, finding: Finding) -> set[str]:
-    """Facts of the hint that the erring step does not say and that could be in it."""
+    """Return the facts of the hint that the erring step does not contain and that could be part of a step."""
     step, found = _step_words(trace, finding.step), set(words_of(hint))
     names = {n.casefold() for n in _names(trace)}
     literal = {w for w in found if "_" in w or any(c.isdigit() for c in w)}
@@ -117,8 +118,8 @@ def _observed(trace: Trace, step: int) -> set[str]:
 
 
 def _offered(corrections: set[str], trace: Trace, finding: Finding) -> bool:
-    """Return whether the context itself offers these as the answer: each is one of a kind of which the hint names all
-    that are left."""
+    """Return whether the context itself offers these as the answer: each is of a kind of which the hint names all
+    remaining ones."""
     step = _step_words(trace, finding.step)
     called = [c.name for c in trace.step(finding.step).tool_calls]
     tools = {n.casefold() for n in trace.tool_schemas}

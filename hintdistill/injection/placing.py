@@ -1,7 +1,8 @@
-"""Where the template's own render with a hint in it puts the hint, as an insertion into token ids.
+"""Find where the template's own render puts a hint, as an insertion into token ids.
 
-The block is encoded in its place: its ids are those of the render with the hint, less those of the render without. A tokenizer
-that begins a text with a space of its own (SentencePiece), or merges over the hint's edges, would give other ids to the hint alone.
+The block is encoded in place: its ids are the difference between the renders with and without the hint. The hint
+encoded alone could have other ids, because some tokenizers add a space at the beginning of a text (SentencePiece) or
+merge across the hint's edges.
 """
 
 from __future__ import annotations
@@ -14,31 +15,33 @@ import numpy as np
 
 from hintdistill.core.errors import SpliceError, TemplateError
 from hintdistill.core.types import HintRole, Message
-from hintdistill.injection.opening import Opening, first_difference
+from hintdistill.injection.opening import Opening, common, first_difference
 from hintdistill.injection.rendering import SENTINEL, Renderer
 
 BOUNDARY_SHIFTED = "boundary_shifted"
-"""Note: the hint's place lies inside a token, and moved to the next boundary; its ids are not all those of the template's render."""
+"""Note: the hint's place is inside a token, so the hint moved to the next boundary, and its ids differ from those of
+the template's render."""
 
 MINIMAL_TALK = "minimal_talk"
-"""Note: the template refuses a message of the hint's role in this place, so the block is the one of a minimal conversation."""
+"""Note: the template refuses a message of the hint's role in this place, so the block comes from a minimal
+conversation."""
 _ABOVE = (Message(role="user", content="hd question"), Message(role="assistant", content="hd answer"))
 
 
 @dataclass(frozen=True)
 class Placed:
-    """An insertion into a context's ids."""
+    """Describe an insertion into a context's ids."""
 
     insert_at: int
     block_ids: tuple[int, ...]
     shifted: bool
-    """Whether the place lies inside a token and moved to the next boundary."""
+    """Whether the place is inside a token, so that the insertion moved to the next boundary."""
     own: tuple[int, ...] = ()
-    """Ids of the template's own render with the hint, from the first one that differs to the end; empty if shifted."""
+    """Ids of the template's own render with the hint, from the first differing one to the end; empty if shifted."""
 
 
 class Context:
-    """A context as text and as ids, the recorded ones if there are any, and what can be put into it."""
+    """Hold a context as text and as ids (recorded ids if there are any), and insert hints into it."""
 
     def __init__(self, renderer: Renderer, text: str, recorded: Sequence[int]) -> None:
         self.renderer, self.text, self.recorded = renderer, text, tuple(recorded)
@@ -47,32 +50,37 @@ class Context:
     def _encoded(self) -> tuple[list[int], list[int]]:
         return self.renderer.encode_with_starts(self.text)
 
-    def put(self, hinted: str, words: str, from_end: bool, at_char: int | None = None) -> Placed:
-        """Return where a render with a hint differs from this context, which has to be by one insertion that holds
-        `words`.
+    @cached_property
+    def _index(self) -> dict[int, int]:
+        """The token that begins at a character, the first one of several; the text's end is a place, too."""
+        ids, starts = self._encoded
+        return {start: i for i, start in reversed(list(enumerate(starts)))} | {len(self.text): len(ids)}
 
-        Both renders begin alike, so the place may be ambiguous by a few characters; the one at which the ids of the hinted render
-        are the plain ids with a stretch put in is taken, else the first one at a token's start.
+    def put(self, hinted: str, words: str, from_end: bool, at_char: int | None = None) -> Placed:
+        """Return the insertion by which a render with a hint differs from this context. There must be exactly one, and
+        it must contain `words`.
+
+        Repeated text can make the place ambiguous by a few characters. The chosen place is the one at which the hinted
+        ids are the plain ids with one insertion, or else the first one at the start of a token.
 
         Args:
-            from_end: whether the recorded context has to agree with the render from the place to its end, or up to the place. Of
-                several places the last one is taken then, else the first one.
-            at_char: the one place that will do, if it is known.
+            from_end: whether the recorded context must agree with the render from the place to the end, instead of up
+                to the place. If several places fit, the last one is chosen, otherwise the first one.
+            at_char: the only acceptable place, if it is known.
 
         Raises:
-            TemplateError: the render with the hint is something else than the render without plus one insertion.
-            SpliceError: the recorded context is not what the template prints there.
+            TemplateError: the render with the hint is not the render without it plus one insertion.
+            SpliceError: the recorded context differs from the template's render there.
         """
         extra = len(hinted) - len(self.text)
-        common = next((i for i, (a, b) in enumerate(zip(self.text, hinted, strict=False)) if a != b), len(self.text))
-        common = min(common, len(hinted))
+        alike = common(self.text, hinted)
         places = [
             at
-            for at in range(max(0, common - max(extra, 0)), common + 1)
-            if words in hinted[at : at + extra] and hinted[at + extra :] == self.text[at:]
+            for at in range(max(0, alike - max(extra, 0)), alike + 1)
+            if (at_char is None or at == at_char)
+            and words in hinted[at : at + extra]
+            and hinted[at + extra :] == self.text[at:]
         ]
-        if at_char is not None:
-            places = [at for at in places if at == at_char]
         places = places[::-1] if from_end else places
         if extra <= 0 or not places:
             raise TemplateError(
@@ -80,7 +88,7 @@ class Context:
             )
         ids, starts = self._encoded
         whole = self.renderer.encode(hinted)
-        index = {start: i for i, start in reversed(list(enumerate(starts)))} | {len(self.text): len(ids)}
+        index = self._index
         added = len(whole) - len(ids)
         for at in (index[char] for char in places if char in index):
             if added > 0 and whole[:at] == ids[:at] and whole[at + added :] == ids[at:]:
@@ -111,15 +119,15 @@ class Context:
 
 
 def minimal_talk(renderer: Renderer, hint: Message, opening: Opening, refused: TemplateError) -> tuple[Opening, str]:
-    """Return what is above a hint in a minimal conversation that it ends, and that conversation with a generation
-    prompt.
+    """Return a minimal conversation up to the hint at its end, and the whole conversation with a generation prompt.
 
-    A user's hint comes after a question and its answer, because there is a message's boundary there and the roles alternate. A
-    system prompt is the first and only message, the one place where a template takes one that refuses it elsewhere.
+    A user's hint follows a question and its answer, so that there is a message boundary and the roles alternate. A
+    system prompt is the first and only message, because some templates accept one only there.
 
     Args:
-        opening: what is above the step that the hint is for; its generation prompt has to be that of the minimal talk.
-        refused: what the template said of the hint in its place, the error where the minimal talk is refused as well.
+        opening: the context of the hint's step; its generation prompt must equal that of the minimal conversation.
+        refused: the template's error about the hint in its place, raised if the minimal conversation is refused as
+            well.
     """
     try:
         if hint.role == "system":
@@ -137,18 +145,18 @@ def minimal_talk(renderer: Renderer, hint: Message, opening: Opening, refused: T
 
 
 def message_block(renderer: Renderer, opening: Opening, own: str, words: str, role: HintRole) -> tuple[str, str, bool]:
-    """Return the text that a message of the hint's own adds to a context, from the template's render with that message
+    """Return the text that a separate hint message adds to a context, from the template's render with that message
     last.
 
     Args:
         own: the render of the messages above the step and the hint, with a generation prompt.
 
     Returns:
-        The block, the end of `own` that begins with it, and whether the template rewrites what is above the hint.
+        The block, the end of `own` that begins with it, and whether the template rewrites the messages above the hint.
 
     Raises:
-        TemplateError: the template drops the hint, prints another assistant header below it, or the end of the message above it
-            cannot be told apart.
+        TemplateError: the template drops the hint, prints another assistant header below it, or the end of the message
+            above it cannot be determined.
     """
     if words not in own:
         raise TemplateError(f"the template drops a {role} message in this place")
@@ -161,16 +169,16 @@ def message_block(renderer: Renderer, opening: Opening, own: str, words: str, ro
         raise TemplateError(f"the template drops a {role} message in this place")
     if not rest.endswith(opening.prompt):
         raise TemplateError(
-            f"below a {role} message the template asks for a step otherwise than here: "
+            f"the template's generation prompt after a {role} message differs from the one here: "
             + first_difference(opening.prompt, rest[-len(opening.prompt) :])
         )
     return rest[: len(rest) - len(opening.prompt)], rest, rewrites
 
 
 def _require_below_last(renderer: Renderer, opening: Opening, words: str, role: HintRole) -> None:
-    """Refuse a template that prints a message of this role above the one that it follows. Raises TemplateError.
+    """Refuse a template that prints a message of this role above the preceding message. Raises TemplateError.
 
-    The message above the hint says something here that nothing else says, so that its words cannot be taken for others.
+    The test gives the message above the hint a unique text, so that it cannot be confused with other text.
     """
     if not opening.before or not opening.before[-1].content:
         return
@@ -178,17 +186,17 @@ def _require_below_last(renderer: Renderer, opening: Opening, words: str, role: 
     talk = (*opening.before[:-1], marked, Message(role=role, content=words))
     text = renderer.render(talk, opening.tools, header=True)
     if text.rfind(words) < text.rfind(SENTINEL):
-        raise TemplateError(f"the template prints a {role} message above the one that it follows")
+        raise TemplateError(f"the template prints a {role} message above the preceding message")
 
 
 def _end_of_last(renderer: Renderer, opening: Opening, own: str, words: str) -> int:
-    """Return where the last message above the hint ends in a render that prints earlier messages otherwise.
+    """Return the end of the last message above the hint, in a render that prints earlier messages differently.
 
-    It is where the render so far ends as the context does, by the longest stretch, white space aside. Where the render closes the
-    last message with fewer tokens than the context does, it is below those.
+    It is the position up to which the render has the longest common ending with the context, ignoring white space. If
+    the render closes the last message with fewer tokens than the context does, the position is after those.
 
     Raises:
-        TemplateError: the render does not print the last message as the context does.
+        TemplateError: the render prints the last message differently from the context.
     """
     limit = own.rfind(words)
     plain = "".join(opening.bare.split())
@@ -212,7 +220,7 @@ def _end_of_last(renderer: Renderer, opening: Opening, own: str, words: str) -> 
         same = next((i for i, (a, b) in enumerate(zip(between, closed, strict=False)) if a != b), None)
         if same:
             return there + len(content) + starts[same]
-    raise TemplateError("the template prints the message above the hint otherwise when a hint follows it")
+    raise TemplateError("the template prints the message above the hint differently when a hint follows it")
 
 
 def _tail_space(text: str) -> str:
@@ -220,7 +228,8 @@ def _tail_space(text: str) -> str:
 
 
 def _shared_end(own: str, end: int, plain: str, most: int = 2000) -> int:
-    """Characters, white space aside, that `own[:end]` and `plain` end with alike; counted up to `most`."""
+    """Return the length of the common ending of `own[:end]` and `plain`, in characters without white space, up to
+    `most`."""
     at, shared = end - 1, 0
     while at >= 0 and shared < min(most, len(plain)):
         if own[at].isspace():

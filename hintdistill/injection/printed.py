@@ -1,8 +1,8 @@
-"""What a chat template prints of a conversation, and what it leaves out or adds.
+"""Determine which parts of a conversation a chat template prints, leaves out or adds.
 
-Two questions, both asked of the rendered text. Of a context: which of its messages, calls, results, reasoning and tool schemas
-does the student not read (`unprinted`)? Of a step: does the template print what the student did (`require_printed`), and does
-it print more than the trace recorded (`step_notes`), such as an empty think block or the id of a call?
+Both checks use the rendered text. For a context: which of its messages, calls, results, reasoning and tool schemas does
+the student not read (`unprinted`)? For a step: does the template print the student's action (`require_printed`), and
+does it print more than the trace recorded (`step_notes`), such as an empty think block or the id of a call?
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from hintdistill.core.types import Message, ToolCall
 REASONING_UNPRINTED = "reasoning_unprinted"
 """The step's reasoning is in the trace, and the template leaves it out."""
 THINKING_PRINTED = "thinking_printed"
-"""The template prints a think block or a channel that the trace does not hold."""
+"""The template prints a think block or a channel that the trace does not contain."""
 CALL_ID_PRINTED = "call_id_printed"
-"""The template prints the id of a call, which servers make up after the step was sampled."""
+"""The template prints the id of a call, which servers assign after the step was sampled."""
 WHITE_SPACE_PRINTED = "white_space_printed"
-"""The template prints white space around the step's parts that the trace does not hold."""
+"""The template prints white space around the step's parts that the trace does not contain."""
 WORDS_PRINTED = "words_printed"
-"""The template prints other words before or after the content."""
+"""The template prints additional words before or after the content."""
 CONTENT_CHANGED = "content_changed"
-"""The template prints the content with other characters."""
+"""The template changes characters of the content."""
 
 END_OF_REASONING = re.compile(r"</think(?:ing)?>|</reasoning>|\[/THINK\]|<\|END_THINKING\|>|<channel\|>")
 _THINKING = re.compile(
@@ -50,7 +50,7 @@ def split_reasoning(message: Message) -> tuple[str, str]:
 
 
 def _forms(text: str) -> Iterator[str]:
-    """Spellings under which a template may print a text."""
+    """Return the spellings in which a template may print a text."""
     bare = text.strip()
     yield bare
     yield json.dumps(bare, ensure_ascii=False)[1:-1]
@@ -58,12 +58,12 @@ def _forms(text: str) -> Iterator[str]:
 
 
 def squeezed(text: str) -> str:
-    """Return a text without its white space."""
+    """Return a text without white space."""
     return "".join(text.split())
 
 
 class _Page:
-    """A rendered text, of which stretches are ticked off as they are found."""
+    """Hold a rendered text whose parts are marked as they are found."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -72,7 +72,7 @@ class _Page:
         self._lean: str | None = None
 
     def has(self, words: str) -> bool:
-        """Return whether the text holds these words, up to white space; what is found is ticked off."""
+        """Return whether the text contains these words, ignoring white space, and mark them."""
         if not words.strip():
             return True
         for form in _forms(words):
@@ -89,7 +89,7 @@ class _Page:
         return any(squeezed(form) in self._lean for form in _forms(words))
 
     def rest(self) -> str:
-        """Return the text without what was ticked off."""
+        """Return the unmarked rest of the text."""
         out, end = [], 0
         for start, stop in sorted(self.taken):
             if start >= end:
@@ -115,13 +115,13 @@ def _leaves(value: Any) -> Iterator[str]:
 
 
 class _Walked:
-    """A text in which words are looked for in the order in which they mostly stand: from the last place on, then from its beginning."""
+    """Search a text for words in their usual order: from the last position on, then from the beginning."""
 
     def __init__(self, text: str) -> None:
         self.text, self._at = text, 0
 
     def has(self, words: str) -> bool:
-        """Return whether the text holds these words."""
+        """Return whether the text contains these words."""
         place = self.text.find(words, self._at)
         if place < 0:
             place = self.text.find(words)
@@ -131,7 +131,7 @@ class _Walked:
 
 
 def _arguments_printed(call: ToolCall, text: _Walked, lean: _Walked) -> bool:
-    """Return whether a text holds the arguments of a call: as they were written, or every key and every string of them.
+    """Return whether a text contains the arguments of a call, either as written or as all their keys and strings.
 
     Args:
         lean: the text without its white space.
@@ -144,7 +144,7 @@ def _arguments_printed(call: ToolCall, text: _Walked, lean: _Walked) -> bool:
 
 
 def unprinted(before: Sequence[Message], tools: Sequence[dict[str, Any]], text: str) -> tuple[str, ...]:
-    """Name what of a context the template does not print.
+    """Name the parts of a context that the template does not print.
 
     Args:
         before: the messages above the step.
@@ -152,8 +152,8 @@ def unprinted(before: Sequence[Message], tools: Sequence[dict[str, Any]], text: 
         text: the context as rendered.
 
     Returns:
-        One note each, beginning with `unprinted: `: the system prompt, the tools, the content, a call, the arguments of a call,
-        or the reasoning of a message, which is counted from 0.
+        One note per part, beginning with `unprinted: `: the system prompt, the tools, or the content, a call, a call's
+            arguments or the reasoning of a message. Messages are counted from 0.
     """
     page, missing, calls, lost_reasoning = _Page(text), [], [], []
     for i, message in enumerate(before):
@@ -175,16 +175,17 @@ def unprinted(before: Sequence[Message], tools: Sequence[dict[str, Any]], text: 
 
 
 def without_mark(reasoning: str) -> str:
-    """Return reasoning without the mark that opens it."""
+    """Return reasoning without its opening mark."""
     return re.sub(r"^\s*(?:<think(?:ing)?>|<reasoning>|\[THINK\]|<\|START_THINKING\|>)", "", reasoning)
 
 
 def _tools(
     tools: Sequence[dict[str, Any]], calls: Sequence[tuple[int, ToolCall]], rest: str
 ) -> tuple[list[str], set[str]]:
-    """Names of the tools whose schema the text does not hold, and of those whose schema it holds.
+    """Return the names of tools whose schemas are missing from the text, and of those whose schemas are in it.
 
-    A name that stands no oftener than it is called may be that of a call. It counts as listed where another tool is.
+    A name that occurs no more often than the tool is called may belong to the calls. It counts as listed if another
+    tool is listed.
     """
     functions = [f for f in (t.get("function") or t for t in tools) if isinstance(f.get("name"), str)]
     counts = {f["name"]: len(_named(f["name"]).findall(rest)) for f in functions}
@@ -196,7 +197,7 @@ def _tools(
 
 
 def _missing_calls(calls: Sequence[tuple[int, ToolCall]], listed: set[Any], rest: str) -> Iterator[str]:
-    """Calls of whose name the text holds too few, and calls whose arguments it does not hold."""
+    """Return the calls whose name occurs too rarely in the text, and the calls whose arguments are missing from it."""
     by_name: dict[str, list[int]] = {}
     for i, call in calls:
         by_name.setdefault(call.name, []).append(i)
@@ -213,14 +214,15 @@ def _missing_calls(calls: Sequence[tuple[int, ToolCall]], listed: set[Any], rest
 
 
 def require_printed(message: Message, tail: str, where: str) -> None:
-    """Refuse a template that leaves out what the student did in a step: a call, one of several, its arguments, or the content.
+    """Refuse a template that leaves out part of the student's step: a call, one of several calls, its arguments, or the
+    content.
 
     Args:
-        tail: what the template prints of the step.
+        tail: the template's text for the step.
         where: trace and step, for the message.
 
     Raises:
-        TemplateError: names what is missing.
+        TemplateError: a part is missing; the message names it.
     """
     missing = []
     for name in dict.fromkeys(c.name for c in message.tool_calls):
@@ -243,11 +245,11 @@ def require_printed(message: Message, tail: str, where: str) -> None:
 
 
 def step_notes(message: Message, tail: str, leads: Sequence[str], ends: Sequence[str]) -> tuple[str, ...]:
-    """Name what the template prints around a step that the trace does not hold, or leaves out; see the constants above.
+    """Name the additions and omissions of the template around a step; see the constants above.
 
     Args:
-        tail: what the template prints of the step, up to whatever closes the conversation.
-        leads: what this template prints between the assistant header and a content, if that is anything.
+        tail: the template's text for the step, up to the text that closes the conversation.
+        leads: texts that this template may print between the assistant header and the content.
         ends: texts of the tokenizer's special tokens.
     """
     notes: list[str] = []
@@ -273,8 +275,8 @@ def step_notes(message: Message, tail: str, leads: Sequence[str], ends: Sequence
 
 
 def _pieces(message: Message, content: str, tail: str) -> tuple[str, list[str], str] | None:
-    """Return what the template prints before, between and after a step's content and calls; None if the content is
-    not verbatim."""
+    """Return the text that the template prints before, between and after a step's content and calls; None if the
+    content is not verbatim."""
     at, cuts = 0, []
     if content.strip():
         start = tail.find(content)
@@ -299,8 +301,8 @@ def _pieces(message: Message, content: str, tail: str) -> tuple[str, list[str], 
 
 
 def _white_space(message: Message, content: str, lead: str, between: Sequence[str], after: str) -> bool:
-    """Return whether white space is printed if the trace says nothing: first of all, between content and call,
-    between calls."""
+    """Return whether the template prints white space that the trace lacks: before the first part, between content and
+    call, or between calls."""
     if lead[:1].isspace():
         return True
     if not message.tool_calls:
@@ -314,13 +316,13 @@ def _white_space(message: Message, content: str, lead: str, between: Sequence[st
 
 
 def _loose(piece: str, lead: str) -> bool:
-    """Return whether white space is between the end of one call's frame and the beginning of the next one's, which
-    is `lead`."""
+    """Return whether white space separates the end of one call's frame from the beginning of the next one, which is
+    `lead`."""
     return piece.endswith(lead) and piece.removesuffix(lead)[-1:].isspace()
 
 
 def verbatim(message: Message, arguments_kept: bool) -> bool:
-    """Return whether the trace holds what the student wrote in a step, not what a server made of it.
+    """Return whether the trace contains the student's own text of a step, and not a server's parsed form.
 
     Args:
         arguments_kept: whether the template prints argument strings as they are.

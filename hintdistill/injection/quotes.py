@@ -1,9 +1,9 @@
-"""From a quote to tokens: where in a step's own text the wrong words stand.
+"""Map a quote to tokens: find the wrong words in a step's own text.
 
 A step's text is the decoding of its ids, so that a character range maps to token indices exactly, whatever the
-tokenizer. A quote is looked for first as it is, then with white space and JSON escapes folded, then by its best match
-where that is close enough (rapidfuzz: share of matching characters, indel distance); `quote_in` and `call` narrow the
-search to a tool call's name or arguments, or to the reasoning.
+tokenizer. The search tries the exact quote first, then the quote with white space and JSON escapes normalised, then its
+best match if that is close enough (rapidfuzz: share of matching characters, indel distance). `quote_in` and `call`
+limit the search to a tool call's name or arguments, or to the reasoning.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from hintdistill.core.types import Finding, Message, QuoteField, ToolCall
 Span = tuple[int, int]
 QuoteMatch = Literal["exact", "normalised", "fuzzy"]
 SHORTEST_FUZZY = 8
-"""Characters; a shorter quote resembles too much by chance."""
+"""Shortest quote, in characters, for a fuzzy match; shorter ones match too much by chance."""
 
 
 @dataclass(frozen=True)
 class CallRegion:
-    """Character ranges of one tool call inside the step's text; None if it is not printed verbatim."""
+    """Hold the character ranges of one tool call inside the step's text; None if it is not printed verbatim."""
 
     name: Span
     arguments: Span | None
 
 
 def call_regions(text: str, message: Message) -> list[CallRegion | None]:
-    """Return where each tool call of the message is in the step's text, in order."""
+    """Return the ranges of each tool call of the message in the step's text, in order."""
     regions: list[CallRegion | None] = []
     cursor = 0
     for call in message.tool_calls:
@@ -49,10 +49,10 @@ def call_regions(text: str, message: Message) -> list[CallRegion | None]:
 
 
 def locate(finding: Finding, text: str, message: Message, threshold: float = 1.0) -> tuple[Span, QuoteMatch] | None:
-    """Character range of the finding's quote in the step's text, or None if it is nowhere.
+    """Return the character range of the finding's quote in the step's text; None if it does not occur.
 
     Args:
-        threshold: least share of matching characters for a fuzzy match, 0 to 1; at 1 there is none.
+        threshold: least share of matching characters for a fuzzy match, 0 to 1; 1 disables fuzzy matches.
     """
     quote = finding.quote
     if not quote:
@@ -78,8 +78,8 @@ def locate(finding: Finding, text: str, message: Message, threshold: float = 1.0
 
 
 def is_in_step(finding: Finding, message: Message) -> bool:
-    """Return whether the quote is in the step, verbatim or up to white space and JSON escapes; a finding without
-    one does."""
+    """Return whether the quote occurs in the step, verbatim or up to white space and JSON escapes; True for a finding
+    without a quote."""
     if not finding.quote:
         return True
     parts = [message.reasoning, message.content, message.raw_text]
@@ -90,7 +90,8 @@ def is_in_step(finding: Finding, message: Message) -> bool:
 def placed(
     quote: str | None, quote_in: QuoteField | None, call: int | None, message: Message
 ) -> tuple[QuoteField | None, int | None]:
-    """Return where a critic says its quote stands, as far as that is true of the step; (None, None) if it is not."""
+    """Return the place that a critic states for its quote, as far as it is true of the step; (None, None) if it is
+    not."""
     calls = message.tool_calls if call is None else message.tool_calls[call : call + 1]
     if quote is None or (call is not None and (not calls or quote_in in ("content", "reasoning"))):
         return None, None
@@ -116,7 +117,7 @@ def _stands_in(quote: str, parts: Iterable[str | None]) -> bool:
 
 
 def tokens_in(span: Span, spans: Sequence[Span]) -> Span | None:
-    """Half-open range of the tokens that overlap a character range; None if no token does."""
+    """Return the half-open range of tokens that overlap a character range; None if there are no such tokens."""
     hit = [i for i, (start, end) in enumerate(spans) if start < span[1] and end > span[0]]
     return (hit[0], hit[-1] + 1) if hit else None
 
@@ -145,7 +146,7 @@ def _regions(finding: Finding, text: str, message: Message) -> Iterator[Span]:
 
 
 def _find_word(text: str, word: str, start: int = 0, end: int | None = None) -> int:
-    """Like str.find, but not inside a longer word."""
+    """Find a word like str.find, but not inside a longer word."""
     end = len(text) if end is None else end
     at = text.find(word, start, end)
     while at >= 0:
@@ -167,7 +168,7 @@ _ESCAPED = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f"}
 
 
 def _fold(text: str) -> tuple[str, list[int]]:
-    """JSON escapes undone, runs of white space made one blank; and where each kept character came from."""
+    """Undo JSON escapes and merge white space; return the text and the origin of each kept character."""
     out: list[str] = []
     origin: list[int] = []
     i = 0
@@ -198,7 +199,8 @@ def _find_folded(text: str, quote: str) -> Span | None:
 
 
 def _find_fuzzy(text: str, quote: str, offset: int, threshold: float) -> tuple[float, Span] | None:
-    """Best match of the folded quote in the folded text: its share of matching characters, and its range."""
+    """Return the best match of the normalised quote in the normalised text: its share of matching characters, and its
+    range."""
     haystack, origin = _fold(text)
     needle = _fold(quote)[0].strip()
     if threshold >= 1.0 or len(needle) < SHORTEST_FUZZY or not haystack.strip():

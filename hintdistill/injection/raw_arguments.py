@@ -1,4 +1,5 @@
-"""Raw argument strings of tool calls in a render: an object stands for each, and the string is put if the object was printed."""
+"""Keep raw argument strings of tool calls in a render: objects stand in for them, and are replaced where they are
+printed."""
 
 from __future__ import annotations
 
@@ -8,27 +9,28 @@ from collections.abc import Sequence
 
 
 class Placeholders:
-    """The objects, numbered; their name is drawn again each time, so that no text in a trace can pose as one."""
+    """Hold numbered placeholder objects. Their name is drawn anew each time, so that no text in a trace can imitate
+    one."""
 
     def __init__(self) -> None:
         self._name = f"hd_{secrets.token_hex(8)}_"
 
     def of(self, number: int) -> dict[str, int]:
-        """Return the object that stands for a string."""
+        """Return the object that stands in for a string."""
         return {f"{self._name}{number}": 0}
 
     def _pattern(self, number: str) -> re.Pattern[str]:
         return re.compile(r"\{\s*\"" + self._name + number + r"\"\s*:\s*0\s*\}")
 
     def probed(self, printed: str | None, words: str) -> str | None:
-        """Return a render with words in the place of the first object; None if it does not print that one."""
+        """Return a render with text in place of the first object; None if the render does not print that object."""
         if printed is None or not self._pattern("0").search(printed):
             return None
         return self._pattern("0").sub(words, printed, count=1)
 
     def filled(self, text: str, raws: Sequence[str]) -> tuple[str, int | None]:
-        """Return a render with the strings if their objects were first printed, and the first string whose object
-        was not."""
+        """Return the render with strings in place of their printed objects, and the first string whose object was not
+        printed."""
         if not raws:
             return text, None
         printed = set[int]()

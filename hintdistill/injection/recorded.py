@@ -1,8 +1,8 @@
-"""An edited context on recorded ids: what the edit does not name keeps the ids that the student read.
+"""Put an edited context onto recorded ids: outside the edit, the ids that the student read are kept.
 
-Every function here takes token ids alone. `original` is the context as rendered, `recorded` as the student read it (the same
-tokens, or other spellings of earlier steps), `made` the edited context as rendered, and `origin` says for each token of `made`
-where it comes from in `original`, or None for what the edit put there.
+Every function here takes only token ids. `original` is the rendered context, and `recorded` the one that the student
+read (the same tokens, or other spellings of earlier steps). `made` is the rendered edited context. `origin` gives for
+each token of `made` its position in `original`, or None if the edit inserted it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hintdistill.injection.opening import first_difference
 
 
 def changed(old: Sequence[Any] | str, new: Sequence[Any] | str) -> tuple[int, int, int]:
-    """Return where two sequences differ: the common beginning, and the half-open ends of the differing stretch in
+    """Return the length of the common beginning of two sequences, and the half-open end of the differing range in
     each."""
     start = next((i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)))
     room = min(len(old), len(new)) - start
@@ -32,17 +32,18 @@ def onto_recorded(
     origin: Sequence[int | None],
     loose: bool = False,
 ) -> tuple[int, ...]:
-    """Return the edited context with recorded ids wherever nothing is edited.
+    """Return the edited context with recorded ids outside the edit.
 
     Args:
         original: the original context as rendered.
         recorded: the original context as recorded; the same tokens, or other spellings of earlier steps.
         made: the edited context as rendered.
-        origin: for each token of `made`, where it comes from in `original`; None for what the edit put there.
-        loose: whether what is taken out may be spelled otherwise in the recorded context, as messages taken out whole may.
+        origin: for each token of `made`, its position in `original`; None if the edit inserted it.
+        loose: whether removed text may be spelled differently in the recorded context, as is allowed for whole
+            messages.
 
     Raises:
-        TwinError: the recorded context is not what the template prints around an edited place (`recorded_differs`).
+        TwinError: the recorded context differs from the template's render around an edited place (`recorded_differs`).
     """
     if original == recorded:
         return made
@@ -64,7 +65,7 @@ def onto_recorded(
         exact = right is not None and left is not None and right - left == after - before
         if left is None or right is None or not (exact or (loose and right > left)):
             raise TwinError(
-                "recorded_differs", "the recorded context is not what the template prints at an edited place"
+                "recorded_differs", "the recorded context differs from the template's render at an edited place"
             )
         out += [*recorded[at : left + 1], *new.get(before, ())]
         at = right
@@ -72,7 +73,7 @@ def onto_recorded(
 
 
 def _matches(original: tuple[int, ...], recorded: tuple[int, ...]) -> list[int | None]:
-    """For each token of the rendered context, the same token of the recorded one; None if there is none."""
+    """Return, for each token of the rendered context, the matching token of the recorded one; None if there is none."""
     start, end, recorded_end = changed(original, recorded)
     out: list[int | None] = [*range(start), *([None] * (end - start))]
     out += [recorded_end + i for i in range(len(original) - end)]
@@ -90,30 +91,32 @@ def require_kept(
     origin: Sequence[int | None],
     context: tuple[int, ...],
 ) -> None:
-    """Refuse an edited context whose ids outside the edit are not those of the original; asked of every twin.
+    """Refuse an edited context whose ids outside the edit differ from the original; every twin is checked.
 
     Raises:
-        SpliceError: a kept token has another id or another order, or what is above the first edited place or below the
-            last one is not what was recorded there.
+        SpliceError: a kept token has another id or position, or the ids before the first edited place or after the last
+            one differ from the recorded ones.
     """
     kept = [(i, at) for i, at in enumerate(origin) if at is not None]
     if len(origin) != len(made) or any(made[i] != original[at] for i, at in kept):
-        raise SpliceError("a token outside the edit has another id in the twin than in the original context")
+        raise SpliceError("a token outside the edit has a different id in the twin than in the original context")
     if any(a >= b for (_, a), (_, b) in pairwise(kept)):
-        raise SpliceError("tokens outside the edit have another order in the twin than in the original context")
+        raise SpliceError("tokens outside the edit are in a different order in the twin than in the original context")
     above = next((i for i, at in enumerate(origin) if at != i), len(origin))
     below = next((i for i in range(len(origin)) if origin[-1 - i] != len(original) - 1 - i), len(origin))
     where = [*_matches(original, recorded), len(recorded)]
     first = where[above - 1] if above else -1
     last = where[len(original) - below]
     if first is None or context[: first + 1] != recorded[: first + 1]:
-        raise SpliceError("above the first edited place, the twin's ids are not those of the original context")
+        raise SpliceError("above the first edited place, the twin's ids differ from the original context")
     rest = len(recorded) - (len(recorded) if last is None else last)
     if last is None or context[len(context) - rest :] != recorded[last:]:
-        raise SpliceError("below the last edited place, the twin's ids are not those of the original context")
+        raise SpliceError("below the last edited place, the twin's ids differ from the original context")
 
 
 def require_text(made: str, context: str) -> None:
-    """Refuse an edited context on recorded ids that reads otherwise than the edited render. Raises SpliceError."""
+    """Refuse an edited context on recorded ids whose text differs from the edited render. Raises SpliceError."""
     if made != context:
-        raise SpliceError(f"on the recorded ids, the twin is not the edited render: {first_difference(made, context)}")
+        raise SpliceError(
+            f"on the recorded ids, the twin's text differs from the edited render: {first_difference(made, context)}"
+        )

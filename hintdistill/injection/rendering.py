@@ -1,17 +1,18 @@
-"""Trace → token ids, token-faithfully, through the student's own chat template.
+"""Render a trace to exact token ids through the student's own chat template.
 
-The truth for a step is what the student saw: `context = template(messages before it, tools, generation prompt)`, and
-the step's ids as sampled. If a trace carries ids they are used verbatim. If it does not, the context is rendered
-once per step, so that a template that rewrites history (drops earlier thinking) is followed and not fought; the step is
-the difference between the render with and without it.
+The reference for a step is what the student saw: `context = template(messages before it, tools, generation prompt)`,
+and the step's ids as sampled. If a trace has recorded ids, they are used verbatim. Otherwise the context is rendered
+once per step, which respects templates that rewrite history (e.g. drop earlier thinking). The step is then the
+difference between the renders with and without it.
 
-A template need not be append-only. Where the finished conversation prints the messages above the step otherwise than the context
-does, the step is what is below its last assistant header there (`not_append_only`), and its fidelity is `reserialised`.
+A template need not be append-only. If the finished conversation prints the messages above the step differently from the
+context, the step is the text after its last assistant header there (`not_append_only`), and its fidelity is
+`reserialised`.
 
-Raw argument strings stay raw. Templates treat a string under `arguments` in three ways: print it, encode it a second
-time, or refuse it. For the last two the call is rendered with a placeholder object, and the raw text is put where the
-placeholder was printed (`raw_spliced`); a template that spells arguments out key by key gets the parsed object, and the
-step's fidelity is `reserialised`.
+Raw argument strings stay raw. Templates treat a string under `arguments` in three ways: they print it, encode it a
+second time, or refuse it. In the last two cases the call is rendered with a placeholder object, and the raw text
+replaces the printed placeholder (`raw_spliced`). A template that prints arguments key by key receives the parsed
+object, and the step's fidelity is `reserialised`.
 """
 
 from __future__ import annotations
@@ -36,14 +37,14 @@ from hintdistill.injection.token_text import TokenText
 
 SENTINEL = "hdSENTINELhd"
 REWRITTEN = "rewritten_history"
-"""Note: the template shows a finished step under another header than it asks for one."""
+"""Note: the template shows a finished step under a header that differs from its generation prompt."""
 NOT_APPEND_ONLY = "not_append_only"
-"""Note: the finished conversation prints what is above the step otherwise than the context does."""
+"""Note: the finished conversation prints the messages above the step differently from the context."""
 ArgumentsMode = Literal["raw", "raw_spliced", "reserialised"]
 
 
 class Renderer(TokenText):
-    """A tokenizer, its chat template, and the options that the template is rendered with."""
+    """Render with a tokenizer, its chat template, and template options."""
 
     def __init__(
         self, tokenizer: Any, options: Mapping[str, Any] | TemplateOptions | None = None, template: str | None = None
@@ -51,11 +52,12 @@ class Renderer(TokenText):
         """Bind a tokenizer to a template.
 
         Args:
-            options: passed to the template, e.g. `enable_thinking`; `strftime_now` is a date that takes the place of today's.
+            options: options for the template, e.g. `enable_thinking`; `strftime_now` is a date that replaces today's
+                date.
             template: the chat template's text; default: the tokenizer's own.
 
         Raises:
-            ConfigError: an option that the template does not read, or that is not an option.
+            ConfigError: the template does not read an option, or it is not a template option.
         """
         self.tokenizer, self.template = tokenizer, template
         self.options = options if isinstance(options, TemplateOptions) else TemplateOptions(dict(options or {}))
@@ -70,11 +72,11 @@ class Renderer(TokenText):
         """Return the renderer of a model folder.
 
         Args:
-            options: as in `Renderer`.
-            template: file with a chat template in place of the folder's.
+            options: see `Renderer`.
+            template: file with a chat template that replaces the folder's.
 
         Raises:
-            ModelError: see `load_tokenizer`; or the file cannot be read.
+            ModelError: see `load_tokenizer`; also if the file cannot be read.
             ConfigError: see `Renderer`.
         """
         if template is None:
@@ -87,17 +89,17 @@ class Renderer(TokenText):
 
     @property
     def template_text(self) -> str:
-        """The text of the chat template, or of all of them if the tokenizer has several."""
+        """The text of the chat template, or of all templates if the tokenizer has several."""
         own = self.tokenizer.chat_template if self.template is None else self.template
         return "\n".join(map(str, own.values())) if isinstance(own, dict) else str(own)
 
     def for_trace(self, trace: Trace) -> Renderer:
-        """Return the renderer with the options that a trace recorded; they go before those of the run.
+        """Return a renderer with the recorded options of a trace, which override those of the run.
 
-        Options that this template does not read are left out; a step says so (`unread option`).
+        Options that this template does not read are left out, with a note on the step (`unread option`).
 
         Raises:
-            ConfigError: a date that is none.
+            ConfigError: a recorded date is invalid.
         """
         recorded = {k: v for k, v in trace.template.items() if self.options.reads(self.template_text, k)}
         if all(self.options.values.get(k, self) == v for k, v in recorded.items()):
@@ -122,14 +124,14 @@ class Renderer(TokenText):
 
     @property
     def options_content(self) -> tuple[str, ...]:
-        """What a content key that knows the weights has to know besides: options, and another template. Empty without any."""
+        """Options and replaced template for content keys that already cover the weights; empty if there are none."""
         own = self.options.values or self.template is not None
         return (self.options.key(self.template_text), self.template or "") if own else ()
 
     # -- the template -------------------------------------------------------------------------------------------
 
     def render(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], header: bool) -> str:
-        """Return the conversation as the template prints it; `header` adds the generation prompt.
+        """Return the rendered conversation; `header` adds the generation prompt.
 
         Raises:
             TemplateError: the template refuses these messages.
@@ -161,8 +163,7 @@ class Renderer(TokenText):
             raise TemplateError(f"the chat template refuses a conversation ending in [{roles}]: {error}") from error
 
     def _chat_template(self, with_tools: bool) -> str:
-        """Return the template's text as it is rendered: the one for tools if the tokenizer has one, and with its
-        date written in."""
+        """Return the template's text for rendering: the one for tools if the tokenizer has one, with a fixed date."""
         if with_tools not in self._dated:
             text = self.template or self.tokenizer.get_chat_template(None, [{}] if with_tools else None)
             self._dated[with_tools] = self.options.dated(text)
@@ -194,10 +195,10 @@ class Renderer(TokenText):
 
     @cached_property
     def arguments_mode(self) -> ArgumentsMode:
-        """What the template does with arguments, found out by rendering one call with a string and with an object.
+        """Return how the template treats arguments, determined by rendering one call with a string and with an object.
 
-        `raw` only if the string is printed where the object's JSON would be: some templates print a string as it is
-        but spell an object out in a syntax of their own, and the object is what a server hands them.
+        It is `raw` only if the string is printed where the object's JSON would be. Some templates print a string as it
+        is but have their own syntax for objects, and servers pass objects.
         """
         raw = '{"hd_probe":  [1,2]}'
         printed = self._probe(raw)
@@ -222,11 +223,12 @@ class Renderer(TokenText):
     # -- steps --------------------------------------------------------------------------------------------------
 
     def step(self, trace: Trace, k: int) -> RenderedStep:
-        """Context and ids of step `k`, rendered with the options that the trace recorded.
+        """Return the context and ids of step `k`, rendered with the recorded options of the trace.
 
         Raises:
-            TemplateError: the template refuses the conversation, or rewrites it so that the step cannot be told apart.
-            SpliceError: recorded ids that do not belong to this tokenizer or template.
+            TemplateError: the template refuses the conversation, or rewrites it so that the step cannot be separated
+                from its context.
+            SpliceError: the recorded ids do not belong to this tokenizer or template.
         """
         own = self.for_trace(trace)
         if own is not self:
@@ -248,7 +250,7 @@ class Renderer(TokenText):
         return replace(made, notes=notes, action_start=action.action_start(self, message, made.step_ids))
 
     def opening(self, before: Sequence[Message], tools: Sequence[dict[str, Any]]) -> Opening:
-        """Return what is above a step: the messages, and the header the generation prompt adds.
+        """Return the rendered context of a step: the messages, and the header that the generation prompt adds.
 
         Raises:
             TemplateError: the generation prompt changes more than the end of the conversation.
@@ -284,13 +286,13 @@ class Renderer(TokenText):
         header_ids = tuple(self.encode(opening.header))
         if header_ids and context_ids[-len(header_ids) :] != header_ids:
             raise SpliceError(
-                f"{where}: the recorded context does not end in this template's assistant header",
+                f"{where}: the recorded context does not end with this template's assistant header",
                 hint="the trace was recorded under another template; traces.token_ids=ignore renders it again",
             )
         said = message.content or (message.tool_calls[0].name if message.tool_calls else "")
         if said.strip() and said.strip()[:40] not in self.decode(message.token_ids):
             raise SpliceError(
-                f"{where}: the recorded ids decode to something else than the message",
+                f"{where}: the recorded ids do not decode to the message",
                 hint="the trace comes from another tokenizer; traces.token_ids=ignore renders it through this one's template",
             )
         read = message.prompt_token_ids is not None
@@ -327,11 +329,10 @@ class Renderer(TokenText):
         return RenderedStep(tuple(context_ids), tuple(step_ids), header_ids, fidelity, notes, opening)
 
     def _tail(self, message: Message, opening: Opening, whole: str, where: str) -> tuple[Opening, str, tuple[str, ...]]:
-        """Return what the template prints of a step in the finished conversation `whole`, below which opening, and
-        notes.
+        """Return the template's text for a step in the finished conversation `whole`, the opening above it, and notes.
 
         Raises:
-            TemplateError: the finished conversation holds no assistant header that the step could be below.
+            TemplateError: the finished conversation has no assistant header above the step.
         """
         if whole.startswith(opening.text):
             return opening, whole[len(opening.text) :], ()
@@ -343,13 +344,13 @@ class Renderer(TokenText):
         start = self._last_header_end(opening, whole)
         if start is None:
             raise TemplateError(
-                f"{where}: the template rewrites the messages before the step, and prints it below no header of its own: "
+                f"{where}: the template rewrites the messages before the step, and prints the step without a header: "
                 + first_difference(opening.text, whole)
             )
         return opening, whole[start:], (NOT_APPEND_ONLY,)
 
     def _finished_opening(self, message: Message, opening: Opening) -> Opening | None:
-        """Return the opening under the header that this template shows above a finished step."""
+        """Return the opening with the header that this template prints above a finished step."""
         probes: list[dict[str, Any]] = [{"reasoning": SENTINEL}] if message.reasoning else []
         for update in (*probes, {"content": SENTINEL, "tool_calls": ()}):
             probe = message.model_copy(update=update)
@@ -360,10 +361,10 @@ class Renderer(TokenText):
         return None
 
     def _last_header_end(self, opening: Opening, whole: str) -> int | None:
-        """Return where in a finished conversation the last step begins: after its header, or where two other steps
+        """Return the start of the last step in a finished conversation: after its header, or where two other steps
         would begin.
 
-        None if no such place is below what is printed of the message above the step.
+        None if there is no such place after the message above the step.
         """
         fixed = len(whole)
         for words in (SENTINEL, SENTINEL.swapcase()):
@@ -381,7 +382,8 @@ class Renderer(TokenText):
 
     @cached_property
     def leads(self) -> tuple[str, ...]:
-        """What the template prints between the assistant header and a content: in a first answer, and after a tool result."""
+        """Return the texts that the template prints between the assistant header and the content, in a first answer and
+        after a tool result."""
         user, answer = Message(role="user", content="x"), Message(role="assistant", content=SENTINEL)
         call = ToolCall(name="hd_tool", arguments_raw="{}", id="call12345")
         asked = Message(role="assistant", tool_calls=(call,))
@@ -403,13 +405,14 @@ class Renderer(TokenText):
         return tuple(t for t in (self.decode([i]) for i in sorted(self.special_ids)) if t.strip())
 
     def _without_scaffold(self, ids: list[int]) -> list[int]:
-        """Drop what the template prints after the end-of-turn token: the student never sampled it."""
+        """Remove the text that the template prints after the end-of-turn token, because the student never sampled
+        it."""
         for i in range(len(ids) - 1, -1, -1):
             if ids[i] in self.special_ids:
                 return ids[: i + 1] if not self.decode(ids[i + 1 :]).strip() else ids
         return ids
 
     def _end_of_turn(self, tail: str) -> list[int]:
-        """Return the special token that ends a step in this template, if any."""
+        """Return the special token that ends a step in this template; None if there is none."""
         ids = self._without_scaffold(self.encode(tail))
         return ids[-1:] if ids and ids[-1] in self.special_ids else []

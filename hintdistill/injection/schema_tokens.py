@@ -1,9 +1,8 @@
-"""Which tokens a tool schema allows at each position of a step.
+"""Determine the tokens that a tool schema allows at each position of a step.
 
-Three places are governed by the schemas: the name of a tool, the key of an argument, and the value of an argument with
-an enum. At each token of such a place, the legal continuations are the vocabulary entries that lead on to an allowed
-word given what has been said so far. They say where the probability mass should go when the hint takes it from the
-sampled token: away from it is not yet right.
+Schemas restrict three places: the name of a tool, the key of an argument, and the value of an argument with an enum. At
+each token of such a place, the legal continuations are the vocabulary entries that continue the text so far towards an
+allowed word. They show whether the probability that the hint takes from the sampled token goes to a right continuation.
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ MAX_IDS_PER_POSITION = 256
 def legal_continuations(
     trace: Trace, message: Message, renderer: Renderer, step_ids: Sequence[int], text: str, spans: Sequence[Span]
 ) -> dict[int, tuple[int, ...]]:
-    """Step position → ids of the legal continuations there, the sampled id left out.
+    """Return step position → ids of the legal continuations there, without the sampled id.
 
-    Positions no schema speaks of are absent. A position may map to an empty tuple: nothing but the sampled token is
-    legal there.
+    Positions that no schema restricts are absent. A position may map to an empty tuple: only the sampled token is legal
+    there.
     """
     out: dict[int, tuple[int, ...]] = {}
     for (start, end), words in _governed(trace, message, text):
@@ -43,7 +42,7 @@ def legal_continuations(
 
 
 def _first_tokens(renderer: Renderer, rest: str) -> Iterator[int]:
-    """Vocabulary entries that are a beginning of `rest`."""
+    """Return the vocabulary entries that `rest` begins with."""
     for length in range(1, min(len(rest), 64) + 1):
         token = renderer.vocabulary.get(rest[:length])
         if token is not None:
@@ -51,7 +50,7 @@ def _first_tokens(renderer: Renderer, rest: str) -> Iterator[int]:
 
 
 def _governed(trace: Trace, message: Message, text: str) -> Iterator[tuple[Span, list[str]]]:
-    """Character ranges that a schema governs, each with the words allowed there."""
+    """Return the character ranges that a schema restricts, each with the allowed words."""
     schemas = trace.tool_schemas
     if not schemas:
         return

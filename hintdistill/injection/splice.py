@@ -1,12 +1,13 @@
-"""Trace + Finding → Injection. Pure: token ids in, token ids out.
+"""Splice hints into contexts: Trace + Finding → Injection, purely on token ids.
 
-The context is never replaced by a render with the hint in it, because several templates would then rewrite other messages and
-the "effect" would be that. The hint's block is taken from the template's own render with the hint: all of what that render
-adds, or, where it rewrites what is above the hint, what it prints from the end of the message above on (`spliced_block`).
-Where it refuses a message of the hint's role in this place, the block is that of a minimal conversation (`minimal_talk`).
-From its first changed token on the hinted context is the template's own render; this is checked on every splice. Where the
-template refuses a placement, the next one of the configured order is tried, and the record says which was refused and why; when
-none is left, the error names the template's words.
+The context is never replaced by a render with the hint, because some templates would then rewrite other messages, and
+the measured effect would include that. The hint's block comes from the template's own render with the hint. It is
+everything that this render adds, or, if the template rewrites the messages above the hint, everything after the end of
+the message above it (`spliced_block`). If the template refuses a message of the hint's role in this place, the block
+comes from a minimal conversation (`minimal_talk`). From the first changed token on, the hinted context equals the
+template's own render; every splice is checked. If the template refuses a placement, the next one in the configured
+order is tried, and the record notes the refusal and its reason. If all are refused, the error quotes the template's
+messages.
 """
 
 from __future__ import annotations
@@ -45,13 +46,13 @@ from hintdistill.injection.schema_tokens import legal_continuations
 from hintdistill.prompts import PromptLibrary
 
 SHORT_HINT = 64
-"""Tokens up to which a hint is never too long beside its context."""
+"""Largest number of tokens of a hint that is never too long relative to its context."""
 QuoteFound = Literal["exact", "normalised", "fuzzy", "whole_step"]
 
 
 @dataclass(frozen=True)
 class Splice:
-    """Where a hint goes in a context, and its tokens."""
+    """Hold the place of a hint in a context, and its tokens."""
 
     insert_at: int
     block_ids: tuple[int, ...]
@@ -59,11 +60,12 @@ class Splice:
     role: HintRole | None
     notes: tuple[str, ...] = ()
     own: tuple[int, ...] = ()
-    """Ids that the context with the hint must end with: those of the template's own render with the hint; empty: not known."""
+    """Ids with which the hinted context must end: those of the template's own render with the hint; empty if
+    unknown."""
 
 
 class StepSite:
-    """One step of one trace, rendered once, into which any number of hints can be spliced."""
+    """Hold one step of one trace, rendered once, into which any number of hints can be spliced."""
 
     def __init__(self, trace: Trace, step: int, renderer: Renderer) -> None:
         """Render the step. Raises TemplateError or SpliceError; see `Renderer.step`."""
@@ -74,15 +76,15 @@ class StepSite:
 
     @cached_property
     def known_text(self) -> str:
-        """Everything the student had read, as text."""
+        """All text that the student had read."""
         return self.renderer.decode(self.rendered.context_ids)
 
     def splice(self, text: str, placement: Placement, role: HintRole | None, offset: int = 0) -> Splice:
-        """Tokens and place of one hint; `offset` is the step token that `assistant_turn` puts it above.
+        """Return the tokens and place of one hint; `offset` is the step token above which `assistant_turn` puts it.
 
         Raises:
             TemplateError: the template refuses this placement, or would drop the hint's words.
-            SpliceError: the place is not at a boundary that can be found exactly.
+            SpliceError: the place has no exact token boundary.
         """
         made = loaded(PLACEMENTS.get(placement).implementation)(self, text, role, offset)
         assert isinstance(made, Splice)
@@ -90,19 +92,19 @@ class StepSite:
         return made
 
     def _must_be_the_templates(self, made: Splice) -> None:
-        """Hold the spliced ids against the template's own render, on every hint and placebo. Raises SpliceError."""
+        """Compare the spliced ids with the template's own render, for every hint and placebo. Raises SpliceError."""
         context = self.rendered.context_ids
         hinted = context[: made.insert_at] + made.block_ids + context[made.insert_at :]
         if made.own and hinted[-len(made.own) :] != made.own:
             ours, own = (self.renderer.decode(ids)[-160:] for ids in (hinted, made.own))
             raise SpliceError(
-                f"trace {self.trace.id}, step {self.step}: the context with the hint is not what the template prints "
-                f"with the hint in the place {made.placement}: {first_difference(own, ours)}"
+                f"trace {self.trace.id}, step {self.step}: the context with the hint differs from the template's "
+                f"render with the hint in the place {made.placement}: {first_difference(own, ours)}"
             )
 
     @cached_property
     def context(self) -> Context:
-        """The step's context, ready to have something put in."""
+        """Return the step's context, ready for insertions."""
         return Context(self.renderer, self.opening.text, self.rendered.context_ids)
 
     def in_turn(self, text: str, role: HintRole | None, offset: int) -> Splice:
@@ -112,11 +114,13 @@ class StepSite:
         return Splice(at, tuple(self.renderer.encode_after(above, text)), "assistant_turn", None)
 
     def as_message(self, text: str, role: HintRole | None, offset: int) -> Splice:
-        """Return the placement `message`: a message of the hint's own above the step. Errors as in `splice`.
+        """Return the placement `message`: a separate message with the hint above the step. Raises the errors of
+        `splice`.
 
-        From the end of the message above it on, the hinted context is the template's own render of the conversation with the
-        hint, generation prompt included; where the template refuses that one, of a minimal conversation (`minimal_talk`). What
-        the generation prompt adds there and not here belongs to the block.
+        From the end of the message above it on, the hinted context is the template's own render of the conversation
+        with the hint, including the generation prompt. If the template refuses this conversation, a minimal one is
+        rendered instead (`minimal_talk`). Text that only the generation prompt of the hinted render adds belongs to the
+        block.
         """
         assert role is not None
         opening, words = self.opening, text.strip()
@@ -133,7 +137,7 @@ class StepSite:
         ids, starts = self.renderer.encode_with_starts(own)
         placed = self.context.put(opening.bare + block + opening.header, words, True, len(opening.bare))
         if placed.shifted:
-            raise SpliceError("the hint's message does not begin and end at token boundaries")
+            raise SpliceError("the hint's message does not begin or does not end at a token boundary")
         start = len(own) - len(rest)
         if start not in starts:
             raise SpliceError("the template's own render does not begin the hint's message at a token boundary")
@@ -146,7 +150,8 @@ class StepSite:
         return Splice(placed.insert_at, placed.block_ids, "message", role, notes, tail)
 
     def in_observation(self, text: str, role: HintRole | None, offset: int) -> Splice:
-        """Return the placement `observation`: at the end of the message right above the step. Errors as in `splice`."""
+        """Return the placement `observation`: at the end of the message directly above the step. Raises the errors of
+        `splice`."""
         opening = self.opening
         last = opening.before[-1] if opening.before else None
         if last is None or last.role not in ("tool", "user"):
@@ -160,8 +165,8 @@ class StepSite:
         return self._put(placed, "observation")
 
     def in_system_prompt(self, text: str, role: HintRole | None, offset: int) -> Splice:
-        """Return the placement `system_prompt`: at its end, or a system prompt if there is none. Errors as in
-        `splice`."""
+        """Return the placement `system_prompt`: at the end of the system prompt, or a new one if there is none. Raises
+        the errors of `splice`."""
         opening = self.opening
         first = opening.before[0] if opening.before else None
         if first is not None and first.role in ("system", "developer"):
@@ -176,19 +181,19 @@ class StepSite:
             owner = (
                 "does not print the system prompt verbatim"
                 if first is not None and first.role == "system"
-                else ("replaces a system prompt of its own, or rewrites messages, where one is given")
+                else ("replaces its own system prompt, or rewrites messages, if one is given")
             )
             raise TemplateError(f"the template {owner}") from None
         return self._put(placed, "system_prompt")
 
     def _with_header(self, render: str) -> str:
-        """Return a render under the header of this step, which is that of a finished one where the template shows
-        another there."""
+        """Return a render with this step's header, or the header of a finished step if the template shows another one
+        there."""
         opening = self.opening
         if opening.header == opening.prompt:
             return render
         if not render.endswith(opening.prompt):
-            raise TemplateError("the template asks for a step otherwise where a hint is given")
+            raise TemplateError("the template's generation prompt changes when a hint is given")
         return render[: len(render) - len(opening.prompt)] + opening.header
 
     @staticmethod
@@ -198,7 +203,7 @@ class StepSite:
 
 
 class Injector:
-    """Builds injections under one configuration."""
+    """Build injections under one configuration."""
 
     def __init__(
         self,
@@ -207,7 +212,8 @@ class Injector:
         config: InjectSection,
         placebos: Mapping[PlaceboKind, int] | None = None,
     ) -> None:
-        """`placebos` says how many of each kind; the default is that of `rescore.placebos`."""
+        """Take the configuration. `placebos` gives the number of each kind; the default is that of
+        `rescore.placebos`."""
         self.renderer, self.library, self.config = renderer, library, config
         given = RescoreSection().placebos if placebos is None else placebos
         self.kinds: tuple[PlaceboKind, ...] = tuple(kind for kind, n in given.items() for _ in range(n))
@@ -217,17 +223,18 @@ class Injector:
         """Splice the finding's hint above its step.
 
         Raises:
-            TemplateError: the template has no place for a hint here; names each placement tried and why not.
-            SpliceError: the step or the place cannot be told apart exactly, or the quote is nowhere in the step.
+            TemplateError: the template has no place for a hint here; the message names each placement tried and its
+                reason.
+            SpliceError: the step or the place has no exact boundary, or the quote does not occur in the step.
             PromptError: no hint could be rendered.
         """
         hint, pairs = self._first(trace, finding)
         return self._spliced(trace, finding, hint, pairs)
 
     def candidates(self, trace: Trace, finding: Finding) -> list[Injection]:
-        """Splice up to `inject.candidates` hints above the finding's step, each with placebos of its own.
+        """Splice up to `inject.candidates` hints above the finding's step, each with its own placebos.
 
-        The first one is that of `inject`; errors are those of `inject`.
+        The first one is that of `inject`. Raises the errors of `inject`.
         """
         hint, pairs = self._first(trace, finding)
         others = other_hints(trace, finding, hint, self.library, self.config.candidates - 1)
@@ -241,9 +248,9 @@ class Injector:
         ]
 
     def in_context(self, trace: Trace, finding: Finding, contexts: MadeContexts) -> list[Injection]:
-        """Splice the finding's contexts in, the further ones in the place of the teacher's own; errors are those of `inject`.
+        """Splice in the finding's contexts, all at the place of the teacher's own. Raises the errors of `inject`.
 
-        Where a hint source without a context writes the teacher's own words, there may be several candidates.
+        If a hint source without a context writes the teacher's own text, there may be several candidates.
         """
         if contexts.text is None:
             made = self.candidates(trace, finding)
@@ -254,7 +261,7 @@ class Injector:
         return [self._beside(trace, injection, contexts) for injection in made]
 
     def _beside(self, trace: Trace, injection: Injection, contexts: MadeContexts) -> Injection:
-        """Return the injection with the recipe's further contexts in the same place."""
+        """Return the injection with the recipe's further contexts at the same place."""
         if not contexts.views:
             return injection
         site, blocks = self._site(trace, injection.finding.step), dict[str, ContextBlock]()
@@ -272,7 +279,7 @@ class Injector:
     def with_placebos(
         self, trace: Trace, finding: Finding, hint: str, placebos: Sequence[tuple[PlaceboKind, str]]
     ) -> Injection:
-        """Splice a hint in, with these placebos instead of drawn ones. Errors are those of `inject`."""
+        """Splice in a hint with these placebos instead of drawn ones. Raises the errors of `inject`."""
         return self._spliced(trace, finding, hint, placebos)
 
     def _first(self, trace: Trace, finding: Finding) -> tuple[str, Sequence[tuple[PlaceboKind, str]]]:
@@ -329,7 +336,11 @@ class Injector:
             + note_of(self.renderer, site.opening.before),
             guards=(
                 *guards(hint, trace, finding.step, site.known_text, site.text),
-                *((f"level: {level} is above {self.config.max_level}",) if level > self.config.max_level else ()),
+                *(
+                    (f"level: the level {level} is above {self.config.max_level}",)
+                    if level > self.config.max_level
+                    else ()
+                ),
                 *(f"primes: {what}" for what in primes(hint, trace, finding)),
             ),
             placebos=tuple(placebos),
@@ -338,7 +349,7 @@ class Injector:
         )
 
     def _site(self, trace: Trace, step: int) -> StepSite:
-        """Return the rendered step; kept for the next finding, which is often of the same step."""
+        """Return the rendered step. It is kept for the next finding, which often concerns the same step."""
         if self._last is None or self._last.trace is not trace or self._last.step != step:
             self._last = StepSite(trace, step, self.renderer)
         return self._last
@@ -353,7 +364,7 @@ class Injector:
             return tokens, found[1]
         if not self.config.whole_step_without_quote:
             raise QuoteNotFoundError(
-                f"trace {site.trace.id}, step {site.step}: the quote {finding.quote[:60]!r} is nowhere in the step",
+                f"trace {site.trace.id}, step {site.step}: the quote {finding.quote[:60]!r} does not occur in the step",
                 hint="inject.whole_step_without_quote=true uses the whole step instead",
             )
         return whole, "whole_step"
@@ -381,30 +392,30 @@ class Injector:
             notes = splice.notes + tuple(f"refused {r}" for r in refused)
             return Splice(splice.insert_at, splice.block_ids, splice.placement, splice.role, notes)
         raise TemplateError(
-            f"trace {site.trace.id}, step {site.step}: no placement for a hint in this chat template; "
+            f"trace {site.trace.id}, step {site.step}: this chat template has no place for a hint; "
             + "; ".join(refused),
-            hint="inject.placements and inject.roles say what is tried, in order",
+            hint="inject.placements and inject.roles set the placements that are tried, in order",
         )
 
     def _bounded(self, tokens: int, context: int, hint: str, document: bool) -> None:
-        """Refuse a hint that is too long by itself or in relation to its context; a document has a bound of its own."""
+        """Refuse a hint that is too long in itself or relative to its context; a document has its own limit."""
         if document:
             if tokens > self.config.contexts.max_tokens:
                 raise HintTooLongError(
                     f"the context {hint[:40]!r}… has {tokens} tokens, more than {self.config.contexts.max_tokens}",
-                    hint="inject.contexts.max_tokens is the bound",
+                    hint="raise inject.contexts.max_tokens, or shorten the context",
                 )
             return
         most, share = self.config.max_hint_tokens, self.config.max_hint_share
         if tokens > most:
             raise HintTooLongError(
                 f"the hint {hint[:40]!r}… has {tokens} tokens, more than {most}",
-                hint="inject.max_hint_tokens is the bound",
+                hint="raise inject.max_hint_tokens, or shorten the hint",
             )
         if tokens > max(SHORT_HINT, share * context):
             raise HintTooLongError(
                 f"the hint {hint[:40]!r}… has {tokens} tokens, {tokens / context:.2g} of the {context} of the context above it",
-                hint="inject.max_hint_share is the bound",
+                hint="raise inject.max_hint_share, or shorten the hint",
             )
 
     def _options(self) -> Sequence[tuple[Placement, HintRole | None]]:
@@ -416,5 +427,6 @@ class Injector:
 
 
 def _of_another_distribution(message: Message) -> tuple[str, ...]:
-    """Return a note where recorded log-probabilities are not what the model says, and are left out for that."""
+    """Return a note if recorded log-probabilities are left out, because they belong to another distribution than the
+    model's."""
     return ("filtered_logprobs",) if message.logprobs and message.own_logprobs is None else ()

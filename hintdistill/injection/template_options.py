@@ -1,7 +1,7 @@
-"""Options of a chat template: what a run, or a trace, says beside the messages and the tools.
+"""Handle options of a chat template, which a run or a trace sets in addition to messages and tools.
 
-They are part of what the student read, so they are checked against the template, and are part of every content key that
-depends on a render. A template that prints today's date gets one date for the life of a renderer.
+They affect what the student read, so they are checked against the template, and every content key that depends on a
+render includes them. A template that prints today's date gets one date for the life of a renderer.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from hintdistill.core.errors import ConfigError
 
 DATE = "strftime_now"
-"""The function by which templates ask for today's date; as an option it is a date (`2026-05-01`) in its place."""
+"""Name of the function from which templates get today's date; as an option it sets a fixed date (`2026-05-01`)."""
 RESERVED = ("messages", "tools", "add_generation_prompt", "continue_final_message", "tokenize", "chat_template")
 _TODAY_READ = re.compile(rf"\b{DATE}\s*\(")
 _TODAY_FORMAT = re.compile(rf"""\b{DATE}\s*\(\s*(['"])(.*?)\1\s*\)""")
@@ -24,15 +24,15 @@ _TODAY_FORMAT = re.compile(rf"""\b{DATE}\s*\(\s*(['"])(.*?)\1\s*\)""")
 
 @dataclass(frozen=True)
 class TemplateOptions:
-    """Options by name, and the date that the template is told if no option says one."""
+    """Hold options by name, and the date for the template if no option sets one."""
 
     values: Mapping[str, Any] = field(default_factory=dict)
     today: datetime.date = field(default_factory=datetime.date.today)
     origin: str = "run.template.options"
-    """Who gave them, for messages."""
+    """Origin of the options, for messages."""
 
     def updated(self, values: Mapping[str, Any], origin: str) -> TemplateOptions:
-        """Return the options with others put over them."""
+        """Return the options, overridden by others."""
         return TemplateOptions({**self.values, **values}, self.today, origin)
 
     @staticmethod
@@ -41,35 +41,41 @@ class TemplateOptions:
         return name not in RESERVED and re.search(rf"\b{re.escape(name)}\b", template) is not None
 
     def require_read(self, template: str) -> None:
-        """Refuse what the template does not read.
+        """Refuse options that the template does not read.
 
         Raises:
-            ConfigError: names the option, and where it was given.
+            ConfigError: the template does not read an option; the message names it and its origin.
         """
         for name in self.values:
             if name in RESERVED:
-                raise ConfigError(f"{self.origin}: {name} is not an option of a chat template, the toolkit sets it")
+                raise ConfigError(
+                    f"{self.origin}: {name} cannot be set as an option of the chat template, because the toolkit sets "
+                    "it"
+                )
             if not self.reads(template, name):
                 raise ConfigError(
-                    f"{self.origin}: the chat template reads no option {name!r}",
-                    hint="the template's own text says which it reads; an option that is not read would change nothing",
+                    f"{self.origin}: the chat template does not read the option {name!r}",
+                    hint="look in the template's text for the options that it reads; any other option would have no "
+                    "effect",
                 )
         if DATE in self.values:
             self._date()
             if _TODAY_READ.search(self.dated(template)):
-                raise ConfigError(f"{self.origin}: {DATE} cannot be set, the template works out the form of its date")
+                raise ConfigError(
+                    f"{self.origin}: {DATE} cannot be set, because the template computes the format of its date"
+                )
 
     def arguments(self) -> dict[str, Any]:
-        """Keywords for a render."""
+        """Keyword arguments for a render."""
         return {k: v for k, v in self.values.items() if k != DATE}
 
     def dated(self, template: str) -> str:
-        """Return the template with the date written if it asks for today's."""
+        """Return the template with the date filled in, if it asks for today's date."""
         day = self._date()
         return _TODAY_FORMAT.sub(lambda found: json.dumps(day.strftime(found[2])), template)
 
     def key(self, template: str) -> str:
-        """Return the options as text, for a content key; with today's date where this template may print it."""
+        """Return the options as text for a content key, including today's date if this template may print it."""
         plain = json.dumps(dict(self.values), sort_keys=True, default=str)
         undated = DATE not in self.values and not any("date" in name for name in self.values)
         return plain + (self.today.isoformat() if undated and _TODAY_READ.search(template) else "")
@@ -80,4 +86,4 @@ class TemplateOptions:
             # YAML reads a bare date as one
             return self.today if said is None else datetime.date.fromisoformat(str(said))
         except ValueError:
-            raise ConfigError(f"{self.origin}: {DATE} is a date like 2026-05-01, not {said!r}") from None
+            raise ConfigError(f"{self.origin}: {DATE} must be a date like 2026-05-01, not {said!r}") from None

@@ -1,4 +1,4 @@
-"""What a chat template shows a student of a conversation with everything in it: the question that `doctor` asks first."""
+"""Determine which parts of a complete conversation a chat template shows to the student; `doctor` checks this first."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ _RESULT = Message(role="tool", content="hd result", tool_call_id="call12345", na
 
 
 def unseen(renderer: Renderer) -> list[str]:
-    """Name what a student will not see under a template, one line each: of a tool list, a call, its result, reasoning, a system prompt.
+    """Name the parts that a student will not see under a template, one line each: tool list, call, result, reasoning,
+    system prompt.
 
-    A part that the template refuses is a line as well, with the template's words.
+    A part that the template refuses also gets a line, with the template's error.
     """
     lines = []
     for what, messages in _TALK:

@@ -1,4 +1,4 @@
-"""Text to token ids and back, with one tokenizer; templates and messages are no part of it."""
+"""Convert text to token ids and back with one tokenizer, independent of templates and messages."""
 
 from __future__ import annotations
 
@@ -6,48 +6,55 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
+from hintdistill.injection.known_texts import SHORT, KnownTexts
+
 
 class TokenText:
-    """A tokenizer's text: ids, the characters that each covers, and the vocabulary."""
+    """Handle a tokenizer's text: ids, the characters that each id covers, and the vocabulary."""
 
     tokenizer: Any
-    _last: tuple[str | None, tuple[int, ...], tuple[int, ...]] = (None, (), ())
+
+    @cached_property
+    def _known(self) -> KnownTexts:
+        """The last texts that were encoded."""
+        return KnownTexts(self.tokenizer, self._encoded)
+
+    def _encoded(self, text: str) -> tuple[list[int], list[int]]:
+        out = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return out["input_ids"], [start for start, _ in out["offset_mapping"]]
 
     def encode(self, text: str) -> list[int]:
         """Ids of rendered text; nothing is added at either end."""
-        known, ids, _ = self._last
-        return list(ids) if known == text else self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if len(text) < SHORT:
+            return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self._known.encoded(text)[0]
 
     def encode_after(self, above: str, text: str) -> list[int]:
-        """Ids of a text in its place below another one, which is not given: the ids of both, less those of `above`.
+        """Return the ids of a text placed after `above`: the ids of both together, without those of `above`.
 
-        Where the two would share a token, those of the text alone.
+        If the two would share a token, return the ids of the text alone.
         """
         known, both = self.encode(above), self.encode(above + text)
         return both[len(known) :] if both[: len(known)] == known else self.encode(text)
 
     def encode_with_starts(self, text: str) -> tuple[list[int], list[int]]:
-        """Ids, and the character each token starts at. Those of the last text are kept, for whoever asks of it again."""
-        known, ids, starts = self._last
-        if known != text:
-            out = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-            ids, starts = tuple(out["input_ids"]), tuple(start for start, _ in out["offset_mapping"])
-            self._last = text, ids, starts
-        return list(ids), list(starts)
+        """Ids, and the character each token starts at. Those of the last texts are kept, for whoever asks of one again or of
+        a text that begins like it."""
+        return self._known.encoded(text)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids, special tokens included."""
+        """Return the text of ids, including special tokens."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def text_of(self, token: int) -> str:
-        """Text of one id."""
+        """Return the text of one id."""
         return self.decode([token])
 
     def token_spans(self, ids: Sequence[int]) -> tuple[str, list[tuple[int, int]]]:
-        """Text of `ids` and the character range [start, end) of each token in it.
+        """Return the text of `ids` and the character range [start, end) of each token in it.
 
-        Tokens that together make one character (bytes of a multi-byte one) share its range. Works on any id sequence,
-        also one that is not how the tokenizer would split its own text.
+        Tokens that together form one character (bytes of a multi-byte one) share its range. This works for any id
+        sequence, even one that differs from the tokenizer's own split of the text.
         """
         pieces: list[str] = []
         spans: list[tuple[int, int]] = []
@@ -64,13 +71,13 @@ class TokenText:
         return "".join(pieces), spans
 
     def token_texts(self, ids: Sequence[int]) -> tuple[str, ...]:
-        """Text of each token; of tokens that share a character, the last one carries it."""
+        """Return the text of each token; if tokens share a character, the last one carries it."""
         text, spans = self.token_spans(ids)
         return tuple("" if i + 1 < len(spans) and spans[i + 1] == s else text[s[0] : s[1]] for i, s in enumerate(spans))
 
     @cached_property
     def vocabulary(self) -> dict[str, int]:
-        """Token text → id, for every id that decodes to whole characters; the lowest id if several do."""
+        """Return token text → id for every id that decodes to whole characters; for equal texts, the lowest id."""
         ids = range(len(self.tokenizer))
         texts = self.tokenizer.batch_decode([[i] for i in ids], clean_up_tokenization_spaces=False)
         table: dict[str, int] = {}
@@ -81,5 +88,5 @@ class TokenText:
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
-        """Ids of tokens that text never turns into by itself."""
+        """Return the ids of tokens that text alone never produces."""
         return frozenset(self.tokenizer.added_tokens_decoder) | frozenset(self.tokenizer.all_special_ids)

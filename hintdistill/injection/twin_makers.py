@@ -1,8 +1,8 @@
-"""The shipped makers of twins, one per family of error classes: what would have to be different for the step to be right.
+"""Define the shipped makers of twins, one per family of error classes: they write edits under which the step is right.
 
-A maker reads a `TwinCase` and gives edits, each of another kind; it invents no fact: what an edit says is what the step did (the
-tool it called, the argument it wrote, the value it stated). Which of the edits become twins is decided elsewhere: by the text
-checks, then by the policy. docs/twins.md has the table.
+A maker reads a `TwinCase` and yields edits, each of a different kind. It invents no facts: an edit only states what the
+step did (the tool that it called, the argument that it wrote, the value that it stated). Other code decides which edits
+become twins: first the text checks, then the policy. docs/twins.md has the table.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from hintdistill.injection.twin_schemas import (
 
 @dataclass(frozen=True)
 class TwinCase:
-    """A finding and its trace, as a maker reads them."""
+    """Hold a finding and its trace, as makers read them."""
 
     trace: Trace
     finding: Finding
@@ -45,12 +45,12 @@ class TwinCase:
 
     @cached_property
     def before(self) -> tuple[Message, ...]:
-        """The messages above it."""
+        """The messages above the erring step."""
         return self.trace.before(self.finding.step)
 
     @cached_property
     def call(self) -> ToolCall:
-        """The call the finding is about. Raises TwinError if the step calls nothing."""
+        """The call that the finding concerns. Raises TwinError if the step has no call."""
         calls = self.message.tool_calls
         if not calls:
             raise TwinError("no_call", "the step calls no tool")
@@ -59,32 +59,31 @@ class TwinCase:
         return calls[at] if at is not None and at < len(calls) else (named or list(calls))[0]
 
     def last(self, *roles: str) -> int | None:
-        """Number of the last message of these roles above the step."""
+        """Index of the last message with one of these roles above the step."""
         return next((i for i in range(len(self.before) - 1, -1, -1) if self.before[i].role in roles), None)
 
     def tool_number(self, name: str) -> int | None:
-        """Number of the listed tool of that name."""
+        """Index of the listed tool with a given name."""
         names = [(t.get("function") or t).get("name") for t in self.trace.tools]
         return names.index(name) if name in names else None
 
     def function(self, number: int) -> dict[str, Any]:
-        """Return what a listed tool's schema says of its function."""
+        """Return the `function` part of a listed tool's schema."""
         tool = self.trace.tools[number]
         return tool.get("function") or tool
 
     def text(self, number: int) -> str:
-        """Return a tool's schema, as edits see it."""
+        """Return a tool's schema as text, in the form that edits use."""
         return json_of(self.trace.tools[number])
 
     def swap(self, number: int, old: str, new: str) -> tuple[Replacement, ...]:
-        """Return a change of one place in a tool's schema; nothing if the old text is not there exactly
-        once."""
+        """Return a change of one place in a tool's schema; empty unless the old text occurs exactly once."""
         if self.text(number).count(old) != 1 or old == new:
             return ()
         return (Replacement(where="tools", index=number, old=old, new=new),)
 
     def say(self, role: str, words: str) -> tuple[Replacement, ...]:
-        """Words at the end of the last message of a role; nothing if there is none."""
+        """Return a replacement that appends words to the last message of a role; empty if there is no such message."""
         at = self.last(*(("system", "developer") if role == "system" else (role,)))
         if at is None:
             return ()
@@ -92,17 +91,18 @@ class TwinCase:
         return (Replacement(where="message", index=at, old="", new=blank + words),)
 
     def called_before(self, name: str, argument: str | None = None) -> bool:
-        """Return whether an earlier step calls a tool, with a certain argument if one is given."""
+        """Return whether an earlier step calls a tool, with a given argument if one is named."""
         calls = [c for m in self.before for c in m.tool_calls if c.name == name]
         return any(argument is None or argument in (c.arguments or {}) for c in calls)
 
 
 def twin_edits(trace: Trace, finding: Finding, seed: int = 0) -> list[TwinEdit]:
-    """Return every edit for a finding: its critic's own first, then those of the makers of its class, in an order drawn
-    by the seed.
+    """Return all edits for a finding: its critic's own first, then those of the makers of its class, in an order drawn
+    from the seed.
 
     Raises:
-        TwinError: no maker serves the class (`no_maker`), or none has an edit for this step (its reason, or `no_edit`).
+        TwinError: no maker serves the class (`no_maker`), or no maker has an edit for this step (the maker's reason, or
+            `no_edit`).
     """
     own = [finding.twin] if finding.twin is not None else []
     makers = [m for m in TWIN_MAKERS.entries() if finding.error_class in m.classes]
@@ -122,24 +122,25 @@ def twin_edits(trace: Trace, finding: Finding, seed: int = 0) -> list[TwinEdit]:
 
 
 class Edits:
-    """Collects the edits of one maker; a kind without replacements is none."""
+    """Collect the edits of one maker; a kind without replacements is dropped."""
 
     def __init__(self, maker: str) -> None:
         self.maker = maker
         self.made: list[TwinEdit] = []
 
     def add(self, kind: str, *parts: tuple[Replacement, ...], removed: tuple[int, ...] = ()) -> None:
-        """Add an edit, unless one of its parts found no place."""
+        """Add an edit, unless one of its parts has no place."""
         if all(parts) and (parts or removed):
             replacements = tuple(r for part in parts for r in part)
             self.made.append(TwinEdit(kind=kind, replacements=replacements, removed=removed, maker=self.maker))
 
 
 def unknown_tool(case: TwinCase) -> list[TwinEdit]:
-    """The called tool is listed: in place of the right one, beside it, as its new name, or as the user asks for it."""
+    """Yield edits that list the called tool: in place of the right one, next to it, as its new name, or as the user
+    requests it."""
     wrong, edits = case.call.name, Edits("unknown_tool")
     if case.tool_number(wrong) is not None:
-        raise TwinError("no_edit", f"the tool {wrong} is listed")
+        raise TwinError("no_edit", f"the tool {wrong} is already listed")
     right = right_tool(case.trace, case.finding, case.call)
     at = None if right is None else case.tool_number(right)
     if at is not None and right is not None and not case.called_before(right):
@@ -155,7 +156,7 @@ def unknown_tool(case: TwinCase) -> list[TwinEdit]:
 
 
 def wrong_argument(case: TwinCase) -> list[TwinEdit]:
-    """The written argument is one of the tool's, or the one that is missing need not be given."""
+    """Yield edits under which the tool has the written argument, or does not require the missing one."""
     number = case.tool_number(case.call.name)
     if number is None:
         raise TwinError("no_edit", f"the tool {case.call.name} is not listed")
@@ -194,7 +195,7 @@ def wrong_argument(case: TwinCase) -> list[TwinEdit]:
 
 
 def _missing_argument(case: TwinCase, number: int, missing: list[str], properties: dict[str, Any]) -> list[TwinEdit]:
-    """Edits for a call that leaves out a required argument."""
+    """Yield edits for a call that omits a required argument."""
     if len(missing) != 1 or missing[0] not in properties:
         raise TwinError("no_edit", f"{len(missing)} required arguments are missing")
     edits, (name,) = Edits("wrong_argument"), missing
@@ -215,11 +216,12 @@ def _missing_argument(case: TwinCase, number: int, missing: list[str], propertie
 
 
 def wrong_argument_type(case: TwinCase) -> list[TwinEdit]:
-    """Return the schema allows the written value: by its type, its enumeration, or the bound that it broke."""
+    """Yield edits under which the schema allows the written value: by its type, its enumeration, or the violated
+    limit."""
     number = case.tool_number(case.call.name)
     found = [] if number is None else argument_errors(case.function(number), case.call)
     if number is None or not found:
-        raise TwinError("no_edit", "no argument breaks its schema")
+        raise TwinError("no_edit", "no argument violates its schema")
     edits = Edits("wrong_argument_type")
     for kind, old, new in relaxations(found[0]):
         edits.add(kind, case.swap(number, old, new))
@@ -227,7 +229,8 @@ def wrong_argument_type(case: TwinCase) -> list[TwinEdit]:
 
 
 def skipped_lookup(case: TwinCase) -> list[TwinEdit]:
-    """The value that was made up, or not looked up, is known: the request, the system prompt or an observation says it."""
+    """Yield edits in which the request, the system prompt or an observation states the value that was made up or not
+    looked up."""
     argument, value = _made_up(case)
     said = str(value) if not isinstance(value, bool | dict | list) else json_of(value)
     words = f"The {argument} is {said}."
@@ -250,7 +253,7 @@ def skipped_lookup(case: TwinCase) -> list[TwinEdit]:
 
 
 def _made_up(case: TwinCase) -> tuple[str, Any]:
-    """Return the argument whose value is not known, and its value. Raises TwinError if none can be told."""
+    """Return the argument whose value is not known, with the value. Raises TwinError if it cannot be determined."""
     args = case.call.arguments or {}
     plain = {n: v for n, v in args.items() if isinstance(v, str | int | float) and not isinstance(v, bool) and str(v)}
     facts = case.finding.facts
@@ -267,11 +270,12 @@ def _made_up(case: TwinCase) -> tuple[str, Any]:
     for names in (unseen, named, list(plain) if len(plain) == 1 else []):
         if len(names) == 1:
             return names[0], plain[names[0]]
-    raise TwinError("no_value", "it cannot be told which argument's value is made up")
+    raise TwinError("no_value", "it cannot be determined which argument's value was made up")
 
 
 def _with_field(text: str, index: int, name: str, value: Any) -> tuple[Replacement, ...]:
-    """Return an observation that says one value more; nothing if it says that name already."""
+    """Return a replacement that adds a value to an observation; empty if the observation already has a value of that
+    name."""
     try:
         seen = json.loads(text)
     except ValueError:
@@ -286,12 +290,12 @@ def _with_field(text: str, index: int, name: str, value: Any) -> tuple[Replaceme
 
 
 FAILS = re.compile(r"error|exception|fail|timed? ?out|traceback", re.IGNORECASE)
-"""Words by which an observation is taken to be a failure."""
+"""Words that mark an observation as a failure."""
 _STATED = re.compile(r"\"[^\"\n]{1,80}\"|(?<![\w.])[-+]?\d[\d.,:/-]*\d(?!\w)|(?<![\w.])\d(?!\w)|\b\w*\d\w*\b")
 
 
 def ignored_error(case: TwinCase) -> list[TwinEdit]:
-    """Return the call did not fail: its observation holds the value that the step states."""
+    """Yield edits under which the call did not fail: its observation contains the value that the step states."""
     results = []
     for i in reversed(range(len(case.before))):
         if case.before[i].role != "tool":
@@ -299,7 +303,7 @@ def ignored_error(case: TwinCase) -> list[TwinEdit]:
         results.append(i)
     failed = [i for i in results if FAILS.search(case.before[i].content or "")]
     if not failed:
-        raise TwinError("no_edit", "there is no failing observation right above the step")
+        raise TwinError("no_edit", "there is no failing observation directly above the step")
     at = failed[0]
     text = case.before[at].content or ""
     known = "\n".join(m.content or "" for m in case.before)
@@ -307,7 +311,7 @@ def ignored_error(case: TwinCase) -> list[TwinEdit]:
     values = [m.group(0).strip('"') for m in _STATED.finditer(content)]
     stated = [v for v in dict.fromkeys(values) if not re.search(rf"(?<!\w){re.escape(v)}(?!\w)", known)]
     if not stated:
-        raise TwinError("no_value", "the step states no value that a result could have given")
+        raise TwinError("no_value", "the step states no value that a result could have contained")
     spaced = (", ", ": ") if '": ' in text else (",", ":")
 
     def told(value: Any) -> tuple[Replacement, ...]:
@@ -327,7 +331,7 @@ def ignored_error(case: TwinCase) -> list[TwinEdit]:
 
 
 def _fields(case: TwinCase, at: int, content: str, stated: list[str]) -> list[str]:
-    """Return a name for each stated value: what the tool is said to give, else the word beside the value."""
+    """Return a name for each stated value: a field that the tool is said to return, else the word next to the value."""
     number = case.tool_number(case.before[at].name or _caller(case, at))
     about = "" if number is None else str(case.function(number).get("description") or "")
     gives = re.search(r"\b(?:gives?|returns?)\s+(?:(?:the|a|an|its)\s+)?([A-Za-z_]\w*)", about, re.IGNORECASE)
@@ -341,7 +345,7 @@ def _fields(case: TwinCase, at: int, content: str, stated: list[str]) -> list[st
 
 
 def _caller(case: TwinCase, at: int) -> str:
-    """Return the tool that an observation without a name answers for, where its step calls one only."""
+    """Return the tool that produced an unnamed observation, if its step calls only one tool."""
     calls = next((m.tool_calls for m in reversed(case.before[:at]) if m.role == "assistant"), ())
     return calls[0].name if len(calls) == 1 else ""
 
@@ -360,7 +364,7 @@ def _error_of(text: str) -> str:
 
 
 def _shape_of_success(case: TwinCase, at: int, stated: list[str]) -> dict[str, Any] | None:
-    """Return a result of the same tool elsewhere in the trace, with the stated values in place of its own."""
+    """Return a result of the same tool from elsewhere in the trace, with the stated values in place of its own."""
     tool = case.before[at].name or _caller(case, at)
     for message in case.trace.messages:
         if message.role != "tool" or message.name != tool or not tool or FAILS.search(message.content or ""):
@@ -375,7 +379,7 @@ def _shape_of_success(case: TwinCase, at: int, stated: list[str]) -> dict[str, A
 
 
 def repeated_failing_call(case: TwinCase) -> list[TwinEdit]:
-    """The call had not failed before, or its failure was one that passes."""
+    """Yield edits under which the call had not failed before, or its failure was temporary."""
     call, earlier = case.call, None
     for i in range(len(case.before) - 1, -1, -1):
         if any((c.name, c.arguments_raw) == (call.name, call.arguments_raw) for c in case.before[i].tool_calls):
@@ -402,7 +406,7 @@ def repeated_failing_call(case: TwinCase) -> list[TwinEdit]:
 
 
 def wrong_tool(case: TwinCase) -> list[TwinEdit]:
-    """Return edits in which the request asks for what the called tool does; its other words are kept."""
+    """Yield edits in which the request asks for the called tool's function; its other words are kept."""
     name = case.call.name
     number = case.tool_number(name)
     if number is None:

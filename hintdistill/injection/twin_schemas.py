@@ -1,6 +1,8 @@
-"""What makers of twins do with tool schemas: the tool that was meant, a schema for a call, one place of a schema changed.
+"""Help makers of twins with tool schemas: find the intended tool, make a schema for a call, change one place of a
+schema.
 
-A schema is edited as text, `json.dumps(schema, ensure_ascii=False)`; a change is an old text that is there once and a new one.
+A schema is edited as text, `json.dumps(schema, ensure_ascii=False)`. A change consists of an old text that occurs once,
+and a new text.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from hintdistill.core.types import Finding, Replacement, ToolCall, Trace
 
 
 def json_of(value: Any) -> str:
-    """Return a value as edits spell it."""
+    """Return a value as JSON, in the form that edits use."""
     return json.dumps(value, ensure_ascii=False)
 
 
@@ -35,7 +37,7 @@ def json_type(value: Any) -> str:
 
 
 def _takes(schema: Mapping[str, Any], args: Mapping[str, Any]) -> bool:
-    """Return whether a parameter schema takes these arguments and no others would be needed."""
+    """Return whether a parameter schema accepts these arguments and requires no others."""
     if not set(args) <= set(schema.get("properties") or {}):
         return False
     try:
@@ -46,10 +48,11 @@ def _takes(schema: Mapping[str, Any], args: Mapping[str, Any]) -> bool:
 
 
 def right_tool(trace: Trace, finding: Finding, call: ToolCall) -> str | None:
-    """Return the listed tool that was meant by a call of one that is not; None if it cannot be told.
+    """Return the listed tool that a call to an unlisted one intended; None if it cannot be determined.
 
-    In this order: the finding's fact `right`; the only listed tool that its hint names; the tool that the next step calls with
-    the same arguments; the only listed tool that takes the call's arguments; of several, the one whose name is clearly nearest.
+    The search uses, in this order: the finding's fact `right`; the only listed tool that its hint names; the tool that
+    the next step calls with the same arguments; the only listed tool that accepts the call's arguments; of several such
+    tools, the one with the clearly nearest name.
     """
     listed, args = trace.tool_schemas, call.arguments or {}
     if finding.facts.get("right") in listed:
@@ -69,8 +72,8 @@ def right_tool(trace: Trace, finding: Finding, call: ToolCall) -> str | None:
 
 
 def schema_for(call: ToolCall, like: dict[str, Any] | None) -> dict[str, Any]:
-    """Return a schema under which a call is right: that of another tool under the called name, or one made of its
-    arguments."""
+    """Return a schema under which a call is right: another tool's schema under the called name, or one made from the
+    call's arguments."""
     if like is not None:
         schema = copy.deepcopy(like)
         (schema.get("function") or schema)["name"] = call.name
@@ -93,7 +96,7 @@ def _once(tool: dict[str, Any], number: int, old: str, new: str) -> tuple[Replac
 
 
 def with_note(tool: dict[str, Any], number: int, note: str) -> tuple[Replacement, ...]:
-    """Return a sentence more in a tool's description; nothing if its place cannot be told."""
+    """Return a change that adds a sentence to a tool's description; empty if its place is not unique."""
     function = tool.get("function") or tool
     name, about = function["name"], function.get("description")
     if isinstance(about, str):
@@ -109,7 +112,7 @@ def with_note(tool: dict[str, Any], number: int, note: str) -> tuple[Replacement
 
 
 def without_requirement(parameters: Mapping[str, Any], name: str) -> tuple[str, str]:
-    """Old and new text of a schema's list of required arguments, without one of them."""
+    """Return the old and new text of a schema's list of required arguments, without one of them."""
     names = list(parameters.get("required") or ())
     return f'"required": {json_of(names)}', f'"required": {json_of([n for n in names if n != name])}'
 
@@ -117,10 +120,10 @@ def without_requirement(parameters: Mapping[str, Any], name: str) -> tuple[str, 
 def with_argument(
     tool: dict[str, Any], number: int, name: str, value: Any, beside: str | None
 ) -> tuple[Replacement, ...]:
-    """Return one argument more, right after another one whose kind it has.
+    """Return a change that adds an argument directly after another one, with the same schema.
 
     Args:
-        value: what is passed; its type is the argument's where no other one is named.
+        value: the passed value; it determines the type of the new argument if no other argument is named.
     """
     parameters = (tool.get("function") or tool).get("parameters") or {}
     properties = parameters.get("properties") or {}
@@ -135,7 +138,7 @@ def with_argument(
 
 
 def with_argument_note(tool: dict[str, Any], number: int, name: str, note: str) -> tuple[Replacement, ...]:
-    """Return a sentence more in the description of an argument; nothing if its place cannot be told."""
+    """Return a change that adds a sentence to an argument's description; empty if its place is not unique."""
     spec = ((tool.get("function") or tool).get("parameters") or {}).get("properties", {}).get(name)
     if not isinstance(spec, dict):
         return ()
@@ -145,7 +148,7 @@ def with_argument_note(tool: dict[str, Any], number: int, name: str, note: str) 
 
 @dataclass(frozen=True)
 class ArgumentError:
-    """A value that its schema does not allow."""
+    """Describe a value that its schema does not allow."""
 
     key: str
     """The argument, or the innermost named part of it."""
@@ -153,11 +156,11 @@ class ArgumentError:
     """The schema of that part."""
     value: Any
     rule: str
-    """The keyword it breaks: `type`, `enum`, `minimum`, ..."""
+    """The violated keyword: `type`, `enum`, `minimum`, ..."""
 
 
 def argument_errors(function: Mapping[str, Any], call: ToolCall) -> list[ArgumentError]:
-    """Return the values of a call that break the schema of their argument, in the order of their places."""
+    """Return the values of a call that violate their argument's schema, in the order of their places."""
     schema = function.get("parameters") or {}
     try:
         found = violations(schema, call.arguments or {})
@@ -183,7 +186,7 @@ _BOUNDS = {
 
 
 def relaxations(error: ArgumentError) -> Iterator[tuple[str, str, str]]:
-    """Ways to allow a value: kind of edit, old text and new text of its schema."""
+    """Return the ways to allow a value: kind of edit, old text and new text of its schema."""
     spec, value = error.spec, error.value
     old = json_of(spec)
     if error.rule == "type":

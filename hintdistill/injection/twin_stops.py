@@ -1,8 +1,10 @@
-"""The shipped maker of twins for a step that ends its task too early: what would have to be different for the end to be right.
+"""Define the shipped maker of twins for a step that ends its task too early: it writes edits under which the end is
+right.
 
-Two things make it right. The request does not want what is missing: its words are taken out (`unasked`), it is not needed
-(`waived`), or the user has it (`had`). Or it was found: an observation above the step holds it. No observation is made up: what is
-added is what a later observation of the same trace holds, so a trace in which nothing finds it has no such edit.
+There are two kinds of edits. In the first, the request does not ask for the missing thing: its words are removed
+(`unasked`), it is not needed (`waived`), or the user already has it (`had`). In the second, an observation above the
+step contains it. Observations are not invented: the added text comes from a later observation of the same trace. So a
+trace that never finds the missing thing has no such edit.
 """
 
 from __future__ import annotations
@@ -19,11 +21,12 @@ from hintdistill.injection.twin_makers import FAILS, Edits, TwinCase
 _JOINT = re.compile(r"(, and |, or |, | and | or )")
 _DETERMINER = r"(?i:an?|the|some|any|my|your|one)"
 _ITEM = rf"{_DETERMINER} [\w-]+(?: [\w-]+)?"
-"""An item of a list, as the items beside the missing one must look: `a park`, `the old bank`."""
+"""Pattern of a list item, like the items next to the missing one: `a park`, `the old bank`."""
 
 
 def stopped_early(case: TwinCase) -> list[TwinEdit]:
-    """What is missing is not asked for, is not needed, is there already, or stands in an observation above the step."""
+    """Yield edits under which the missing thing is not requested, not needed, already there, or in an observation above
+    the step."""
     if case.message.tool_calls:
         raise TwinError("no_edit", "the step calls a tool, so it does not end the task")
     at = case.last("user")
@@ -53,10 +56,11 @@ def stopped_early(case: TwinCase) -> list[TwinEdit]:
 
 
 def missing_things(case: TwinCase) -> tuple[str, ...]:
-    """Return what was left undone, in the words of the finding's facts: `missing` (all of it), else `thing`, else `expected`.
+    """Return the missing things, in the words of the finding's facts: `missing` (all of them), else `thing`, else
+    `expected`.
 
     Raises:
-        TwinError: the facts name none of it (`no_edit`).
+        TwinError: the facts do not name a missing thing (`no_edit`).
     """
     facts = case.finding.facts
     said = next((facts[name] for name in ("missing", "thing", "expected") if facts.get(name)), ())
@@ -68,7 +72,7 @@ def missing_things(case: TwinCase) -> tuple[str, ...]:
 
 
 def _listed(words: Sequence[str]) -> str:
-    """`the map, the park and the bell`."""
+    """Return the things as a list in words: `the map, the park and the bell`."""
     return ", ".join(words[:-1]) + (" and " if len(words) > 1 else "") + words[-1]
 
 
@@ -76,7 +80,8 @@ def _listed(words: Sequence[str]) -> str:
 
 
 def without_things(request: str, things: Sequence[str]) -> str | None:
-    """Return a request without some of the things that it lists; None if one is not an item of a list, or no other is left.
+    """Return a request without some of the things that it lists; None if one of them is not a list item, or if no item
+    is left.
 
     `I need a box, a map and a bell in Porto.` without the bell is `I need a box and a map in Porto.`
     """
@@ -89,7 +94,7 @@ def without_things(request: str, things: Sequence[str]) -> str | None:
 
 
 def _without(parts: list[str], thing: str) -> str | None:
-    """Take one item out of a list in a sentence: `parts` are its texts and, between them, the words that join two."""
+    """Remove one item from a list in a sentence; `parts` alternates between the texts and the words that join them."""
     item = rf"{_DETERMINER} {re.escape(thing)}"
     for i in range(0, len(parts), 2):
         text, before, after = parts[i], parts[i - 2 : i - 1], parts[i + 2 : i + 3]
@@ -106,7 +111,8 @@ def _without(parts: list[str], thing: str) -> str | None:
 
 
 def smallest_change(old: str, new: str, index: int) -> tuple[Replacement, ...]:
-    """Return a message's change from one text to another as the words that differ, and what makes them stand there once."""
+    """Return the difference between two texts of a message as the words that differ, with enough context to make them
+    unique."""
     start = next((i for i, (x, y) in enumerate(zip(old, new, strict=False)) if x != y), min(len(old), len(new)))
     end = 0
     while end < min(len(old), len(new)) - start and old[-1 - end] == new[-1 - end]:
@@ -123,7 +129,8 @@ def smallest_change(old: str, new: str, index: int) -> tuple[Replacement, ...]:
 
 
 def _found_later(case: TwinCase, things: Sequence[str]) -> dict[str, Any] | None:
-    """Return what later observations of the trace say of every missing thing; None if one is not found there."""
+    """Return what later observations of the trace contain about every missing thing; None if one thing is not found
+    there."""
     found: dict[str, Any] = {}
     for thing in things:
         of_thing = next(filter(None, (_says(case, i, thing) for i in _later(case))), None)
@@ -134,14 +141,15 @@ def _found_later(case: TwinCase, things: Sequence[str]) -> dict[str, Any] | None
 
 
 def _later(case: TwinCase) -> list[int]:
-    """Numbers of the observations below the step that are no failures."""
+    """Return the numbers of the observations below the step that are not failures."""
     messages = case.trace.messages
     below = range(len(case.before) + 1, len(messages))
     return [i for i in below if messages[i].role == "tool" and not FAILS.search(messages[i].content or "")]
 
 
 def _says(case: TwinCase, index: int, thing: str) -> dict[str, Any]:
-    """Return an observation's fields for a thing: the one of its name, or all of them if the call names it."""
+    """Return the fields of an observation that describe a thing: the field with its name, or all fields if the call
+    names it."""
     messages = case.trace.messages
     held = _object(messages[index].content or "")
     if thing in held:
@@ -154,7 +162,7 @@ def _says(case: TwinCase, index: int, thing: str) -> dict[str, Any]:
 
 
 def _object(text: str) -> dict[str, Any]:
-    """Return the JSON object that a text is; empty if it is none."""
+    """Return a text as a JSON object; empty if it is not one."""
     try:
         value = json.loads(text)
     except ValueError:
@@ -168,7 +176,8 @@ def _held(
     found: Mapping[str, Any],
     form: Callable[[dict[str, Any]], dict[str, Any]] = dict,
 ) -> tuple[Replacement, ...]:
-    """Return the change by which an observation holds more; nothing if it is no JSON object, a failure, or holds some of it."""
+    """Return the change that adds things to an observation; empty if it is not a JSON object, is a failure, or already
+    contains some of them."""
     text = case.before[index].content or ""
     own = _object(text)
     if not own or FAILS.search(text) or {*own} & {*found}:

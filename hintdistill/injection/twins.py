@@ -1,9 +1,9 @@
-"""Twins: an erring step in the changed context in which it is right, token for token the same step.
+"""Build twins: an erring step, token for token, in the changed context in which it is right.
 
-An edit is a set of replacements in the texts of messages and schemas, and of messages taken out; it is applied to the trace and
-the context is rendered anew, never patched as tokens. The edit is rendered place by place, so that each place is one stretch
-between a common beginning and a common end; a template that changes more than a place is refused (`rerender_differs`). Where
-the original context was recorded, what is outside the places keeps its recorded ids.
+An edit is a set of replacements in messages and schemas, and of removed messages. It is applied to the trace, and the
+context is rendered anew; tokens are never patched. The edit is rendered place by place, so that each place is one range
+between a common beginning and a common end. A template that changes more than that place is refused
+(`rerender_differs`). If the original context was recorded, the ids outside the places are kept.
 """
 
 from __future__ import annotations
@@ -22,42 +22,43 @@ from hintdistill.injection.rendering import Renderer
 from hintdistill.injection.splice import StepSite
 
 SLACK = 64
-"""Characters by which a template may print a changed schema longer than twice its JSON."""
+"""Number of characters by which the printed form of a changed schema may exceed twice its JSON."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """The trace with some of an edit's places changed, up to and including the step."""
+    """Hold the trace, up to and including the step, after some of an edit's places were changed."""
 
     trace: Trace
     step: int
-    """The step's number in it; lower than in the original where earlier steps are taken out."""
+    """Number of the step in it; lower than in the original if earlier steps were removed."""
     part: str
-    """What the last place belongs to, in words; one part of an edit has the places of one replacement, or of messages taken out."""
+    """Description of the part that the last place belongs to. One part covers the places of one replacement, or of
+    removed messages."""
     may_hide: bool
-    """Whether the template need not print it: a schema's list of required arguments, which follows from the rest."""
+    """Whether the template may omit it: a schema's list of required arguments, which follows from the rest."""
     removed: int
-    """Characters that the last place may take out of the render, at most."""
+    """Largest number of characters that the last place may remove from the render."""
     added: int
-    """Characters that it may put in, at most."""
+    """Largest number of characters that it may add."""
 
 
 def apply_edit(trace: Trace, step: int, edit: TwinEdit) -> tuple[Trace, int]:
     """Return the trace up to and including the step under an edit, and the step's number in it.
 
-    Recorded contexts and log-probabilities are left out of its messages: they belong to the original context.
+    Its messages have no recorded contexts and log-probabilities, because these belong to the original context.
 
     Raises:
-        TwinError: an old text does not stand where and as often as the edit says (`count`), the edit is out of place
-            (`beyond_step`, `edits_a_step`), changes nothing (`empty`), or breaks a schema (`not_a_schema`).
+        TwinError: an old text does not occur where and as often as stated (`count`), the edit is in a wrong place
+            (`beyond_step`, `edits_a_step`), changes nothing (`empty`), or makes a schema invalid (`not_a_schema`).
     """
     last = list(stages(trace, step, edit))[-1]
     return last.trace, last.step
 
 
 def stages(trace: Trace, step: int, edit: TwinEdit) -> Iterator[Stage]:
-    """Yield the trace under more and more of an edit, one place at a time; the last one is the whole edit. Errors as in
-    `apply_edit`."""
+    """Yield the trace under growing parts of an edit, one place at a time; the last one is the whole edit. Raises the
+    errors of `apply_edit`."""
     draft = _Draft(trace, step)
     todo = [lambda r=r: draft.replace(r) for r in edit.replacements if r.old]
     # from the back, so that every number is one of the original trace
@@ -71,7 +72,7 @@ def stages(trace: Trace, step: int, edit: TwinEdit) -> Iterator[Stage]:
 
 
 class _Draft:
-    """A trace while an edit is applied to it."""
+    """Hold a trace while an edit is applied to it."""
 
     def __init__(self, trace: Trace, step: int) -> None:
         self.trace, self.step = trace, step
@@ -83,7 +84,7 @@ class _Draft:
         self.replaced = 0
 
     def made(self, part: str, removed: int, added: int, may_hide: bool = False) -> Stage:
-        """Return the trace as it is now."""
+        """Return the trace in its current state."""
         messages = []
         for i, message in enumerate(self.trace.messages[: self.at + 1]):
             if i in self.removed:
@@ -114,12 +115,12 @@ class _Draft:
         return Stage(trace, self.step - gone, part, may_hide, removed, added)
 
     def replace(self, r: Replacement) -> Iterator[Stage]:
-        """Change one place after the other."""
+        """Change one place after another."""
         text = self._text(r)
         parts = text.split(r.old)
         if len(parts) - 1 != r.count:
             where = f"{r.where} {r.index}"
-            raise TwinError("count", f"{r.old[:60]!r} stands {len(parts) - 1} times in {where}, not {r.count}")
+            raise TwinError("count", f"{r.old[:60]!r} occurs {len(parts) - 1} times in {where}, not {r.count}")
         if r.new == r.old:
             raise TwinError("empty", f"{r.old[:60]!r} is replaced by itself")
         self.replaced += 1
@@ -139,7 +140,7 @@ class _Draft:
     def add(self, r: Replacement) -> Iterator[Stage]:
         """Append to a message, or add a schema."""
         if r.count != 1 or not r.new:
-            raise TwinError("empty", "an addition has a text and happens once")
+            raise TwinError("empty", "an addition must have a text and the count 1")
         if r.where == "message":
             self.contents[r.index] = self._text(r) + r.new
             yield self.made(f"the addition to message {r.index}", 2, len(json.dumps(r.new)))
@@ -150,18 +151,18 @@ class _Draft:
         assert schema is not None
         name = (schema.get("function") or schema).get("name")
         if name in self.trace.tool_schemas:
-            raise TwinError("not_a_schema", f"the tool {name} is listed already")
+            raise TwinError("not_a_schema", f"the tool {name} is already listed")
         self.added.append((r.index, schema))
         yield self.made(f"the tool added at {r.index}", SLACK, 4 * len(r.new) + SLACK)
 
     def remove(self, run: tuple[int, int]) -> Iterator[Stage]:
-        """Take out a run of messages, with the results of every call among them."""
+        """Remove a run of messages, together with the results of every call among them."""
         first, end = run
         if end > self.at:
-            raise TwinError("beyond_step", f"message {end - 1} is not above the step")
+            raise TwinError("beyond_step", f"message {end - 1} does not come before the step")
         following = self.trace.messages[end : self.at + 1]
         if any(self.trace.messages[i].tool_calls for i in range(first, end)) and following[0].role == "tool":
-            raise TwinError("edits_a_step", f"message {end} answers a call that is taken out")
+            raise TwinError("edits_a_step", f"message {end} answers a call that is removed")
         if self.trace.messages[first].role == "tool":
             raise TwinError("edits_a_step", f"message {first} answers a call that stays")
         self.removed |= set(range(first, end))
@@ -175,9 +176,9 @@ class _Draft:
                 raise TwinError("count", f"there is no tool {r.index}")
             return json.dumps(schema, ensure_ascii=False)
         if r.index >= self.at:
-            raise TwinError("beyond_step", f"message {r.index} is not above the step")
+            raise TwinError("beyond_step", f"message {r.index} does not come before the step")
         if self.trace.messages[r.index].role == "assistant":
-            raise TwinError("edits_a_step", f"message {r.index} is an earlier step, which keeps its tokens")
+            raise TwinError("edits_a_step", f"message {r.index} is an earlier step, whose tokens must not change")
         return self.contents[r.index] or ""
 
 
@@ -197,7 +198,7 @@ def _schema(text: str, last: bool) -> dict[str, Any] | None:
 
 
 def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
-    """Numbers as half-open runs, the last one first."""
+    """Return numbers as half-open runs, the last run first."""
     runs: list[tuple[int, int]] = []
     for n in sorted(set(numbers)):
         if runs and runs[-1][1] == n:
@@ -208,11 +209,11 @@ def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def located(trace: Trace, step: int, old: str, new: str) -> Replacement:
-    """Return the replacement of words that stand exactly once in what a step could have read: messages of others, and
-    tool schemas.
+    """Return the replacement of words that occur exactly once in the step's context: in messages of others and tool
+    schemas.
 
     Raises:
-        TwinError: they are nowhere or more than once (`count`).
+        TwinError: they do not occur, or occur more than once (`count`).
     """
     places: list[tuple[Literal["message", "tools"], int]] = []
     if old:
@@ -222,19 +223,20 @@ def located(trace: Trace, step: int, old: str, new: str) -> Replacement:
         for i, tool in enumerate(trace.tools):
             places += [("tools", i)] * json.dumps(tool, ensure_ascii=False).count(old)
     if len(places) != 1:
-        raise TwinError("count", f"{old[:60]!r} stands {len(places)} times above step {step}, not once")
+        raise TwinError("count", f"{old[:60]!r} occurs {len(places)} times above step {step}, not once")
     return Replacement(where=places[0][0], index=places[0][1], old=old, new=new)
 
 
 class TwinBuilder:
-    """Renders twins with one tokenizer and template."""
+    """Render twins with one tokenizer and template."""
 
     def __init__(self, renderer: Renderer) -> None:
         self.renderer = renderer
         self._last: StepSite | None = None
 
     def site(self, trace: Trace, step: int) -> StepSite:
-        """Return the original step; kept for the next edit of the same one. Raises TemplateError or SpliceError."""
+        """Return the original step. It is kept for the next edit of the same step. Raises TemplateError or
+        SpliceError."""
         if self._last is None or self._last.trace is not trace or self._last.step != step:
             self._last = StepSite(trace, step, self.renderer)
         return self._last
@@ -246,11 +248,11 @@ class TwinBuilder:
             span: quoted tokens of the step, half-open.
 
         Raises:
-            TwinError: see `apply_edit`; the template prints nothing of a changed part (`not_shown`), changes more than the
-                edit's places (`rerender_differs`), the recorded context is not what it prints there (`recorded_differs`), or
-                the edit writes a control token (`control_tokens`).
+            TwinError: see `apply_edit`; also if the template does not print a changed part (`not_shown`) or changes
+                more than the edit's places (`rerender_differs`), the recorded context differs from its render there
+                (`recorded_differs`), or the edit writes a control token (`control_tokens`).
             TemplateError: the original step cannot be rendered.
-            SpliceError: so too, or an id outside the edit is not that of the original, which is checked of every twin.
+            SpliceError: the same, or an id outside the edit differs from the original; every twin is checked.
         """
         self._refuse_control_tokens(edit)
         site = self.site(trace, finding.step)
@@ -286,7 +288,8 @@ class TwinBuilder:
     def _rendered(
         self, site: StepSite, original: tuple[int, ...], edit: TwinEdit
     ) -> tuple[tuple[int, ...], list[int | None]]:
-        """Ids of the edited context as the template prints it, and where each comes from in the original render."""
+        """Return the ids of the edited context as the template prints it, and the position of each in the original
+        render."""
         ids, text = original, site.opening.text
         origin: list[int | None] = list(range(len(ids)))
         shown: dict[str, bool] = {}
@@ -294,12 +297,12 @@ class TwinBuilder:
             try:
                 rendered = self.renderer.step(stage.trace, stage.step)
             except (TemplateError, SpliceError) as error:
-                raise TwinError("rerender_differs", f"the edited trace does not render: {error.message}") from error
+                raise TwinError("rerender_differs", f"the edited trace cannot be rendered: {error.message}") from error
             if rendered.step_ids != site.rendered.step_ids:
-                raise TwinError("rerender_differs", "the step itself is printed otherwise in the edited context")
+                raise TwinError("rerender_differs", "the step itself is printed differently in the edited context")
             start, end, new_end = changed(text, rendered.opening.text)
             if end - start > stage.removed or new_end - start > stage.added:
-                raise TwinError("rerender_differs", f"the template changes more than {stage.part}")
+                raise TwinError("rerender_differs", f"the template changes more than {stage.part} in the render")
             seen = stage.may_hide or (end, new_end) != (start, start)
             shown[stage.part] = shown.get(stage.part, False) or seen
             text, now = rendered.opening.text, tuple(self.renderer.encode(rendered.opening.text))
@@ -308,14 +311,14 @@ class TwinBuilder:
             ids = now
         hidden = [part for part, seen in shown.items() if not seen]
         if hidden or ids == original:
-            raise TwinError("not_shown", f"the template prints nothing of {', '.join(hidden) or 'the edit'}")
+            raise TwinError("not_shown", f"the template does not print {', '.join(hidden) or 'the edit'}")
         return ids, origin
 
 
 def state_changing_calls(original: Trace, twin: Trace, step: int) -> list[str]:
-    """Tools that the step calls and that change something, or may; `step` is its number in the twin.
+    """Return the tools called by the step that change something, or may; `step` is its number in the twin.
 
-    A tool that took its name from another one, or is a copy of another one, has the effect of both.
+    A tool that took another one's name, or is a copy of another one, has the effects of both.
     """
     found = []
     for call in twin.step(step).tool_calls:

@@ -1,9 +1,10 @@
-"""5. train: pure tensor functions, usable alone with torch only.
+"""Provide the tensor functions of stage 5, train. They need only torch and can be used on their own.
 
-`targets` says what to match, `supports` which vocabulary entries are compared, `divergences` and `signals` how, `scorebank`
-and `shapes` how much each token counts, `spans` which tokens carry loss, `couplings` how a reward enters. `terms` binds a
-recipe's term to an optimiser step, `compose` puts the terms together, and `chunked` does it without a dense `[N, V]`. They
-work on log-probabilities and know nothing of models, traces or files.
+`targets` computes the distribution to match. `supports` selects the vocabulary entries that are compared, and
+`divergences` and `signals` compare them. `scorebank` and `shapes` weight each token, and `spans` selects the tokens
+that carry loss. `couplings` adds a reward. `terms` binds a recipe's term to an optimiser step, `compose` puts the terms
+together, and `chunked` does it without a dense `[N, V]`. They work on log-probabilities and know nothing of models,
+traces or files.
 """
 
 from hintdistill.objectives.compose import Batch, TermValue, objective, span_weights, term

@@ -1,9 +1,11 @@
-"""The loss without a dense `[N, V]`: chunked over positions and vocabulary, its gradient computed in the forward pass.
+"""Compute losses without a dense `[N, V]`, in chunks of positions and vocabulary, with the gradient in the forward
+pass.
 
-Dense losses keep several `[N, V]` tensors alive from the forward to the backward pass (512 positions × 152k entries are 311 MB
-each). Here a chunk of positions is projected onto the vocabulary, its share of the loss and the gradient with respect to its
-hidden states are taken at once, and the chunk is forgotten; what the backward pass needs is `[N, H]`. The head's weight gets
-a gradient only if it is trained. Logits are scaled and soft-capped as the model does it.
+Dense losses keep several `[N, V]` tensors alive from the forward to the backward pass (512 positions × 152k entries are
+311 MB each). Here each chunk of positions is projected onto the vocabulary. Its share of the loss and the gradient with
+respect to its hidden states are computed at once, and the chunk is discarded. The backward pass needs only `[N, H]`.
+The head's weight gets a gradient only if it is trained. Logits are scaled and soft-capped in the same way as in the
+model.
 
 `linear_divergence` is for one divergence of two full distributions, in closed form and in place over tiles of the vocabulary;
 `supported.linear_support` is for any loss on a support, and `supported.linear_term` for a recipe's term; `chunked` is for
@@ -22,17 +24,17 @@ from torch import Tensor
 from hintdistill.objectives.checks import dimensions, same_shape
 
 POSITIONS = 96
-"""Positions at once: on two CPU cores fewer make the product slow, more make it large."""
+"""Positions per chunk: fewer make the matrix product slow on two CPU cores, more make the chunk large."""
 ANY_LOSS_POSITIONS = 32
-"""The same where autograd keeps several `[n, V]` of a chunk."""
+"""Positions per chunk where autograd keeps several `[n, V]` of a chunk."""
 TILE = 1 << 13
-"""Vocabulary entries at once, in what follows the product: what a tile needs stays in the cache."""
+"""Vocabulary entries per tile after the matrix product, so that a tile's data fits into the cache."""
 CLOSED = ("fkl", "rkl", "jsd", "mix")
 
 
 @dataclass(frozen=True)
 class HeadSpec:
-    """What turns hidden states into logits: cap·tanh(scale·(h W^T + b)/cap)/temperature."""
+    """Describe the head that turns hidden states into logits: cap·tanh(scale·(h W^T + b)/cap)/temperature."""
 
     weight: Tensor
     """[V, H]"""
@@ -41,18 +43,18 @@ class HeadSpec:
     scale: float = 1.0
     softcap: float | None = None
     temperature: float = 1.0
-    """Temperature of the distribution; so it comes after the soft cap."""
+    """Temperature of the distribution, applied after the soft cap."""
 
     def __post_init__(self) -> None:
         dimensions(2, weight=self.weight)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[N, H] → [N, V] in float32, or float64 if the head has it."""
+        """Return logits [N, V] from hidden states [N, H], in float32, or float64 if the head uses it."""
         raw = torch.nn.functional.linear(hidden, self.weight, self.bias)
         return self.shaped(raw if raw.dtype == torch.float64 else raw.float())
 
     def shaped(self, raw: Tensor) -> Tensor:
-        """Scale, soft cap and temperature, in place."""
+        """Apply scale, soft cap and temperature in place."""
         if self.scale != 1.0:
             raw = raw.mul_(self.scale)
         if self.softcap is not None:
@@ -60,14 +62,15 @@ class HeadSpec:
         return raw.div_(self.temperature) if self.temperature != 1.0 else raw
 
     def slope(self, logits: Tensor) -> Tensor | float:
-        """d(shaped logit)/d(h W^T + b) at the shaped logits, of their shape; a number if it is one."""
+        """Return d(shaped logit)/d(h W^T + b) at the shaped logits, in their shape, or as a number if it is
+        constant."""
         factor = self.scale / self.temperature
         if self.softcap is None:
             return factor
         return (logits * (self.temperature / self.softcap)).square_().neg_().add_(1.0).mul_(factor)
 
     def unshaped_(self, gradient: Tensor, logits: Tensor) -> Tensor:
-        """Gradient with respect to h W^T + b from that with respect to the shaped logits, in place."""
+        """Turn the gradient of the shaped logits into the gradient of h W^T + b, in place."""
         slope = self.slope(logits)
         return gradient if isinstance(slope, float) and slope == 1.0 else gradient.mul_(slope)
 
@@ -85,21 +88,23 @@ def linear_divergence(
     positions: int = POSITIONS,
     tile: int = TILE,
 ) -> tuple[Tensor, Tensor]:
-    """Σ_t w_t·D(S_t, T_t) over full distributions, a scalar with gradient, and the per-position divergence [N], nats.
+    """Return Σ_t w_t·D(S_t, T_t) over full distributions, a scalar with gradient, and the per-position divergence [N],
+    nats.
 
     Args:
         hidden: the student's hidden states [N, H], with gradient.
-        target_hidden, target_head: the target's, without; the width may differ, the vocabulary may not.
+        target_hidden, target_head: the same for the target, without gradient; the width may differ, but not the
+            vocabulary.
         weights: [N], static.
         kind: fkl, rkl, jsd (alpha: the target's share) or mix (lam: the share of rkl).
 
-    Raises ValueError for another kind, or for shapes that do not fit.
+    Raises ValueError for an unknown kind, or for shapes that do not match.
     """
     dimensions(2, hidden=hidden, target_hidden=target_hidden)
     dimensions(1, weights=weights)
     if kind not in CLOSED:
         raise ValueError(
-            f"no closed form for {kind!r}; there are {', '.join(CLOSED)}, and `chunked` takes any function"
+            f"there is no closed form for {kind!r}, only for {', '.join(CLOSED)}; `chunked` takes any function"
         )
     if len(weights) != len(hidden) or len(target_hidden) != len(hidden) or len(head.weight) != len(target_head.weight):
         raise ValueError("student, target and weights must have the same positions and the same vocabulary")
@@ -109,7 +114,7 @@ def linear_divergence(
 
 @dataclass(frozen=True)
 class _How:
-    """The target's hidden states [N, H'] and head, the divergence from it, and how much is computed at once."""
+    """Hold the target's hidden states [N, H'] and head, the divergence, and the chunk size."""
 
     target_hidden: Tensor
     target_head: HeadSpec
@@ -123,8 +128,8 @@ class _How:
 def begin(
     ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: HeadSpec
 ) -> tuple[HeadSpec, bool, list[Tensor | None]]:
-    """Return the head without its graph, whether any gradient is wanted, and room for those of hidden, weight and
-    bias."""
+    """Return the head without its graph, whether any gradient is wanted, and buffers for the gradients of hidden
+    states, weight and bias."""
     wants = [bool(x) for x in ctx.needs_input_grad[:3]]
     own = replace(head, weight=weight.detach(), bias=None if bias is None else bias.detach())
     room = [
@@ -134,23 +139,23 @@ def begin(
 
 
 def scaled(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
-    """Return what a backward pass returns: the kept gradients, scaled, and None for every further input of the forward
+    """Return the values of a backward pass: the kept gradients, scaled, and None for every further input of the forward
     pass.
 
-    They are scaled in place and given away, because a second one of the head's size would be the largest thing in a step.
-    Raises RuntimeError if they were given away before.
+    They are scaled in place and handed over without a copy, because a second tensor of the head's size would be the
+    largest of a step. Raises RuntimeError on a second call.
     """
     if ctx.kept is None:
         raise RuntimeError(
-            "a loss in chunks takes its gradient in the forward pass and gives it away once; compute it again for a second "
-            "backward pass"
+            "a loss in chunks computes its gradient in the forward pass and returns it only once; compute the loss "
+            "again for a second backward pass"
         )
     kept, ctx.kept = [None if g is None else g.mul_(scale) for g in ctx.kept], None
     return (*kept, *[None] * (len(ctx.needs_input_grad) - len(kept)))
 
 
 class _LinearDivergence(torch.autograd.Function):
-    """The gradient is taken in the forward pass; the backward pass scales it."""
+    """Compute the gradient in the forward pass; the backward pass only scales it."""
 
     @staticmethod
     def forward(
@@ -162,7 +167,7 @@ class _LinearDivergence(torch.autograd.Function):
         weights: Tensor,
         how: _How,
     ) -> tuple[Tensor, Tensor]:
-        """Loss and per-position values; the gradients are computed here and kept."""
+        """Return the loss and per-position values; the gradients are computed here and kept."""
         own, wants, gradients = begin(ctx, hidden, weight, bias, head)
         per_position = torch.empty(len(hidden), dtype=precision(hidden), device=hidden.device)
         for start in range(0, len(hidden), how.positions):
@@ -184,23 +189,23 @@ class _LinearDivergence(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the kept gradients, scaled by the loss's own."""
+        """Return the kept gradients, scaled by the gradient of the loss."""
         return scaled(ctx, gradients[0])
 
 
 def precision(hidden: Tensor) -> torch.dtype:
-    """Return what losses of these hidden states are summed in."""
+    """Return the precision in which losses of these hidden states are summed."""
     return torch.float64 if hidden.dtype == torch.float64 else torch.float32
 
 
 def logsumexp(logits: Tensor, tile: int = TILE) -> Tensor:
-    """[n, V] → [n, 1], a tile of the vocabulary at a time: nothing of the logits' own size is made."""
+    """Return log-sum-exp [n, 1] of [n, V], one vocabulary tile at a time, without a tensor of the logits' size."""
     tiles = [part.logsumexp(-1, keepdim=True) for part in logits.split(tile, dim=-1)]
     return torch.cat(tiles, -1).logsumexp(-1, keepdim=True)
 
 
 def spread(gradients: Sequence[Tensor | None], at: slice, hidden: Tensor, g: Tensor, weight: Tensor) -> None:
-    """Chunk gradient of the raw logits [n, V] → hidden states, weight, bias."""
+    """Propagate a chunk's gradient of the raw logits [n, V] to hidden states, weight and bias."""
     to_hidden, to_weight, to_bias = gradients
     if to_hidden is not None:
         to_hidden[at] = g @ weight
@@ -211,7 +216,8 @@ def spread(gradients: Sequence[Tensor | None], at: slice, hidden: Tensor, g: Ten
 
 
 def _value_and_gradient_(s: Tensor, t: Tensor, how: _How) -> Tensor:
-    """Logits [n, V] → divergence [n]; `s` becomes the gradient with respect to the student's logits, `t` is used up."""
+    """Return the divergence [n] of logits [n, V]. `s` becomes the gradient with respect to the student's logits; `t` is
+    overwritten."""
     lse_s, lse_t = logsumexp(s, how.tile), logsumexp(t, how.tile)
     tiles = [(a.sub_(lse_s), b.sub_(lse_t)) for a, b in zip(s.split(how.tile, -1), t.split(how.tile, -1), strict=True)]
     forward, reverse = s.new_zeros(len(s)), s.new_zeros(len(s))
@@ -235,7 +241,7 @@ def _value_and_gradient_(s: Tensor, t: Tensor, how: _How) -> Tensor:
 
 
 def _over_mixture(s: Tensor, t: Tensor, how: _How) -> tuple[Tensor, Tensor]:
-    """Return a tile's log(S/M) and log(T/M), M = (1-α)S + αT; zero if S = T. See `divergences.jsd`."""
+    """Return log(S/M) and log(T/M) of a tile, with M = (1-α)S + αT; zero if S = T. See `divergences.jsd`."""
     d = t - s
     share: Tensor | float = how.alpha
     if how.alpha != 0.5:
@@ -246,11 +252,11 @@ def _over_mixture(s: Tensor, t: Tensor, how: _How) -> tuple[Tensor, Tensor]:
 
 
 def _shares(s: Tensor, t: Tensor, how: _How) -> tuple[Tensor, Tensor | float]:
-    """Return a tile's Σ S·log(S/Q) and Σ T·log(T/Q), where Q is the other distribution, or the mixture for jsd; [n]
+    """Return Σ S·log(S/Q) and Σ T·log(T/Q) of a tile, where Q is the other distribution, or the mixture for jsd; [n]
     each.
 
-    What the gradient is made of takes the place of what is used up. rkl: `s` becomes S·log(S/T) and `t` becomes S; jsd: `s`
-    becomes S·log(S/M) and `t` becomes S.
+    Inputs that are no longer needed are overwritten with parts of the gradient. rkl: `s` becomes S·log(S/T) and `t`
+    becomes S; jsd: `s` becomes S·log(S/M) and `t` becomes S.
     """
     if how.kind == "jsd":
         ours, theirs = _over_mixture(s, t, how)
@@ -268,7 +274,7 @@ def _shares(s: Tensor, t: Tensor, how: _How) -> tuple[Tensor, Tensor | float]:
 
 
 def _gradient_(s: Tensor, t: Tensor, reverse: Tensor, how: _How) -> None:
-    """A tile's gradient with respect to the student's logits, into `s`.
+    """Write a tile's gradient with respect to the student's logits into `s`.
 
     rkl: S·(log S/T - KL(S ‖ T));  fkl: S - T;  jsd: (1-α)·S·(log S/M - KL(S ‖ M)), because M's own terms cancel.
     """
@@ -285,14 +291,14 @@ def _gradient_(s: Tensor, t: Tensor, reverse: Tensor, how: _How) -> None:
 def chunked(
     hidden: Tensor, head: HeadSpec, loss: Callable[[Tensor, slice], Tensor], *, positions: int = ANY_LOSS_POSITIONS
 ) -> tuple[Tensor, Tensor]:
-    """Σ_t loss_t, a scalar with gradient, and the per-position values [N], for any loss that is a sum over positions.
+    """Return Σ_t loss_t, a scalar with gradient, and the per-position values [N], for any loss that is a sum over
+    positions.
 
     Args:
         hidden: [N, H], with gradient.
-        loss: log-probabilities [n, V] of a slice of positions → weighted loss [n]; it may gather, renormalise, clip, read
-            stored targets by the slice. What it takes from the whole batch (quantiles, normalisers) must be made before.
-
-    The head's weight and bias get a gradient where they require one.
+        loss: log-probabilities [n, V] of a slice of positions → weighted loss [n]; it may gather, renormalise, clip, or
+            read stored targets by the slice. Statistics of the whole batch (quantiles, normalisers) must be computed
+            beforehand. The head's weight and bias get a gradient if they require one.
     """
     dimensions(2, hidden=hidden)
     return _Chunked.apply(hidden, head.weight, head.bias, head, loss, positions)
@@ -309,7 +315,7 @@ class _Chunked(torch.autograd.Function):
         loss: Callable[[Tensor, slice], Tensor],
         positions: int,
     ) -> tuple[Tensor, Tensor]:
-        """Loss and per-position values; the gradients are computed here and kept."""
+        """Return the loss and per-position values; the gradients are computed here and kept."""
         own, wants, gradients = begin(ctx, hidden, weight, bias, head)
         out = []
         for start in range(0, len(hidden), positions):
@@ -338,5 +344,5 @@ class _Chunked(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the kept gradients, scaled by the loss's own."""
+        """Return the kept gradients, scaled by the gradient of the loss."""
         return scaled(ctx, gradients[0])

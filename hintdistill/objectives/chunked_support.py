@@ -1,13 +1,13 @@
-"""A recipe's term from hidden states: the loss on a support without a dense `[N, V]` graph.
+"""Compute a recipe's term from hidden states: the loss on a support, without a dense `[N, V]` graph.
 
-A loss on a support reads a few log-probabilities of a position: those of the kept entries, and of all the rest in one bucket.
-Autograd differentiates those few; what they are of the logits z is closed form. With r_j = z_j - log Σ exp z of a kept entry,
-r_tail = log Σ_rest exp z - log Σ exp z, and g = ∂ℓ/∂r,
+A loss on a support reads a few log-probabilities of a position: those of the kept entries, and that of all other
+entries together (the rest). Autograd differentiates these few; their derivatives by the logits z have a closed form.
+With r_j = z_j - log Σ exp z of a kept entry, r_tail = log Σ_rest exp z - log Σ exp z, and g = ∂ℓ/∂r,
 
     ∂ℓ/∂z_v = g_v - S(v)·Σg of a kept entry,   S(v)·(g_tail/S(rest) - Σg) of the rest,
 
-written over the logits in place. So a chunk holds one `[n, V]` of the student and one of each view its target reads, whatever
-the divergence, its clips and its remainder are; it keeps nothing of that size for the backward pass.
+written over the logits in place. So a chunk holds one `[n, V]` for the student and one for each view of the target,
+whatever the divergence, its clips and its remainder; nothing of that size is kept for the backward pass.
 """
 
 from __future__ import annotations
@@ -42,11 +42,12 @@ if TYPE_CHECKING:
     from hintdistill.recipes.schema import Term
 
 Loss = Callable[[Tensor], Tensor]
-"""Log-probabilities on the support, [n, K+1] with the tail or [n, K] without → loss [n]."""
+"""Function from log-probabilities on the support, [n, K+1] with the tail or [n, K] without, to the loss [n]."""
 Choose = Callable[[Tensor, slice], tuple[Tensor, Loss]]
-"""The student's logits [n, V] of a slice of positions, not to be written to → kept ids [n, K], -1 for padding, and the loss."""
+"""Function from the student's logits [n, V] of a slice of positions (read-only) to kept ids [n, K], -1 for padding, and
+the loss."""
 View = tuple[Tensor, HeadSpec]
-"""Hidden states [N, H] and the head that makes logits of them."""
+"""Hidden states [N, H], and the head that turns them into logits."""
 
 
 def linear_support(
@@ -59,21 +60,21 @@ def linear_support(
     positions: int = POSITIONS,
     tile: int = TILE,
 ) -> tuple[Tensor, Tensor]:
-    """Σ_t w_t·ℓ_t on supports, a scalar with gradient, and ℓ_t per position [N], nats.
+    """Return Σ_t w_t·ℓ_t on supports, a scalar with gradient, and ℓ_t per position [N], nats.
 
     Args:
         hidden: the student's hidden states [N, H], with gradient.
-        weights: [N], static; a position of weight zero contributes nothing, whatever its loss.
-        choose: picks each position's entries and says what their log-probabilities cost.
+        weights: [N], static; a position with weight zero contributes nothing, whatever its loss.
+        choose: selects each position's entries and gives the loss of their log-probabilities.
         rest: the remainder as in `supports.restrict`.
 
-    The head's weight and bias get a gradient where they require one. Raises ValueError for an unknown remainder and for
-    shapes that do not fit.
+    The head's weight and bias get a gradient if they require one. Raises ValueError for an unknown remainder and for
+    shapes that do not match.
     """
     dimensions(2, hidden=hidden)
     dimensions(1, weights=weights)
     if rest not in RESTS:
-        raise ValueError(f"no remainder {rest!r}; the kinds are {', '.join(RESTS)}")
+        raise ValueError(f"unknown remainder {rest!r}; the kinds are {', '.join(RESTS)}")
     if len(weights) != len(hidden):
         raise ValueError(f"{len(weights)} weights for {len(hidden)} positions")
     return _LinearSupport.apply(hidden, head.weight, head.bias, head, weights, _How(choose, rest, positions, tile))
@@ -81,7 +82,8 @@ def linear_support(
 
 @dataclass(frozen=True)
 class _How:
-    """How a loss on supports is computed: what it keeps and costs, its remainder, how much at once."""
+    """Describe how a loss on supports is computed: its kept entries, its cost function, its remainder, and the chunk
+    size."""
 
     choose: Choose
     rest: str
@@ -90,9 +92,9 @@ class _How:
 
 
 class _Restricted:
-    """Log-probabilities on a support from logits [n, V], and the way back to a gradient of those logits.
+    """Compute log-probabilities on a support from logits [n, V], and the gradient of those logits.
 
-    `logits` is used up: with a tail its kept entries become -inf.
+    `logits` is overwritten: with a tail, its kept entries become -inf.
     """
 
     def __init__(self, logits: Tensor, ids: Tensor, rest: str, tile: int) -> None:
@@ -112,13 +114,13 @@ class _Restricted:
         self.values = values
 
     def _write(self, entries: Tensor) -> None:
-        """Entries [n, K] over the kept logits; rows that keep nothing stay as they are."""
+        """Write entries [n, K] over the kept logits; rows that keep nothing do not change."""
         if self.nothing.any():
             entries = torch.where(self.nothing, self.logits.gather(-1, self.at), entries)
         self.logits.scatter_(-1, self.at, torch.where(self.pads, entries[:, :1], entries))
 
     def gradient_(self, g: Tensor, head: HeadSpec) -> Tensor:
-        """∂ℓ/∂(h W^T + b) [n, V] from g = ∂ℓ/∂values, written over the logits."""
+        """Return ∂ℓ/∂(h W^T + b) [n, V] from g = ∂ℓ/∂values, written over the logits."""
         g = torch.where(self.values > -torch.inf, g, 0.0)
         total = g.sum(-1, keepdim=True)
         if self.rest == "tail":
@@ -143,15 +145,16 @@ class _Restricted:
 
 
 KEEP_ELEMENTS = 1 << 24
-"""Logits that `linear_kept` holds on to until the backward pass; beyond, it makes them again there. 64 MB in float32."""
+"""Largest number of logits that `linear_kept` stores until the backward pass (64 MB in float32); above it, they are
+computed again there."""
 
 
 def linear_kept(hidden: Tensor, head: HeadSpec, ids: Tensor, *, positions: int = POSITIONS, tile: int = TILE) -> Tensor:
-    """Log-probabilities of kept entries and of all the rest, with gradient, from hidden states: [N, K+1], nats.
+    """Return log-probabilities of kept entries and of the tail, with gradient, from hidden states: [N, K+1], nats.
 
-    `gather_with_tail` of the whole log-probabilities, without keeping `[N, V]`: a chunk's logits are made again in the
-    backward pass if there are too many to hold. For losses that need every position before any gradient, as weights that
-    are quantiles of scores do; a loss that is a sum over positions is cheaper through `linear_support`.
+    This equals `gather_with_tail` of the whole log-probabilities, without keeping `[N, V]`: if the logits are too many
+    to store, each chunk's are computed again in the backward pass. Use it for losses that need every position before
+    any gradient, e.g. with weights that are quantiles of scores; for a sum over positions, `linear_support` is cheaper.
 
     Args:
         hidden: [N, H], with gradient.
@@ -162,7 +165,7 @@ def linear_kept(hidden: Tensor, head: HeadSpec, ids: Tensor, *, positions: int =
 
 
 class _LinearKept(torch.autograd.Function):
-    """Forward: values; backward: ∂/∂logits written over the logits, chunk by chunk."""
+    """Compute values in the forward pass; in the backward pass, write ∂/∂logits over the logits, chunk by chunk."""
 
     @staticmethod
     def forward(
@@ -175,7 +178,7 @@ class _LinearKept(torch.autograd.Function):
         positions: int,
         tile: int,
     ) -> Tensor:
-        """Return the values; chunks are kept if they are few."""
+        """Return the values; chunks are kept if they are small enough."""
         ctx.save_for_backward(hidden, weight, bias, ids)
         ctx.head, ctx.positions, ctx.tile = head, positions, tile
         own = replace(head, weight=weight.detach(), bias=None if bias is None else bias.detach())
@@ -207,14 +210,14 @@ class _LinearKept(torch.autograd.Function):
 
 
 def _conditional(values: Tensor) -> Tensor:
-    """Kept log-probabilities → those given that one of them is it; rows that keep nothing stay -inf."""
+    """Renormalise kept log-probabilities so that they sum to one; rows that keep nothing stay -inf."""
     empty = (values == -torch.inf).all(-1, keepdim=True)
     total = torch.where(empty, 0.0, values).logsumexp(-1, keepdim=True)
     return torch.where(values == -torch.inf, values, values - total)
 
 
 class _LinearSupport(torch.autograd.Function):
-    """The gradient is taken in the forward pass; the backward pass scales it."""
+    """Compute the gradient in the forward pass; the backward pass only scales it."""
 
     @staticmethod
     def forward(
@@ -226,7 +229,7 @@ class _LinearSupport(torch.autograd.Function):
         weights: Tensor,
         how: _How,
     ) -> tuple[Tensor, Tensor]:
-        """Loss and per-position values; the gradients are computed here and kept."""
+        """Return the loss and per-position values; the gradients are computed here and kept."""
         own, wants, gradients = begin(ctx, hidden, weight, bias, head)
         each = torch.empty(len(hidden), dtype=precision(hidden), device=hidden.device)
         weighted = torch.empty_like(each)
@@ -244,14 +247,14 @@ class _LinearSupport(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the kept gradients, scaled by the loss's own."""
+        """Return the kept gradients, scaled by the gradient of the loss."""
         return scaled(ctx, gradients[0])
 
 
 def _chunk(
     hidden: Tensor, head: HeadSpec, weights: Tensor, at: slice, how: _How, wants: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """ℓ [n], w·ℓ [n] and the gradient of their sum with respect to h W^T + b [n, V]."""
+    """Return ℓ [n], w·ℓ [n] and the gradient of their sum with respect to h W^T + b [n, V]."""
     logits = head.logits(hidden)
     ids, loss = how.choose(logits, at)
     on = _Restricted(logits, ids, how.rest, how.tile)
@@ -281,32 +284,33 @@ def linear_term(
     positions: int = POSITIONS,
     tile: int = TILE,
 ) -> tuple[Tensor, Tensor]:
-    """Return one term of a recipe that compares distributions, from hidden states: coef·Σ_t w_t·ℓ_t and ℓ_t [N], nats.
+    """Return a term that compares distributions, from hidden states: coef·Σ_t w_t·ℓ_t and ℓ_t [N], nats.
 
-    It is `compose.term` without `[N, V]`: target, support, remainder, clips, temperatures, tilt and schedules are the term's.
+    It equals `compose.term` without `[N, V]`, with the same target, support, remainder, clips, temperatures, tilt and
+    schedules.
 
     Args:
-        hidden, head: of the term's student view [N, H], with gradient.
+        hidden, head: hidden states [N, H] of the term's student view, with gradient, and its head.
         views: hidden states and head of each view that the target reads, without gradient; widths may differ.
         sampled: int64 [N].
-        weights: static weights [N], W_t and normaliser in one. Weights that are shapes of scores are made before, because
-            quantiles and maxima need the whole batch.
-        special_ids: what `drop_special` removes.
+        weights: static weights [N], the product of W_t and the normaliser. Weights from shapes of scores must be
+            computed beforehand, because quantiles and maxima need the whole batch.
+        special_ids: the ids that `drop_special` removes.
 
     Raises:
-        KeyError: a view that the target reads is not given; it is named.
+        KeyError: a view of the target is missing; the message names it.
         ValueError: the divergence reads the sampled token or hidden states, or the tilt needs a reward.
     """
     if spec.divergence.kind not in DIVERGENCES:
         raise ValueError(
-            f"{spec.divergence.kind} compares no distributions; `linear_support` on the sampled ids gives log S(y)"
+            f"{spec.divergence.kind} does not compare distributions; `linear_support` on the sampled ids gives log S(y)"
         )
     if spec.target.tilt_sign != "none":
         raise ValueError("a tilt by the advantage's sign reads a reward; use `compose.term`")
     now = BoundTerm.at(spec, step)
     for name in now.of.views:
         if name not in views:
-            raise KeyError(f"the target needs the view {name!r}; given: {', '.join(views)}")
+            raise KeyError(f"the target needs the view {name!r}; the given views are {', '.join(views)}")
     warm = {n: (views[n][0].detach(), _warmer(views[n][1], now.temperature)) for n in now.of.views}
     from_hidden = _FromHidden(now, warm, sampled, tuple(special_ids), tile)
     value, each = from_hidden.over(hidden, _warmer(head, now.temperature), weights, positions)
@@ -316,11 +320,11 @@ def linear_term(
 def stored_term(
     now: BoundTerm, hidden: Tensor, head: HeadSpec, target: Tensor, ids: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return one term on stored supports with a tail: coef·Σ_t w_t·ℓ_t, a scalar with gradient, and ℓ_t [N], nats.
+    """Return a term on stored supports with a tail: coef·Σ_t w_t·ℓ_t, a scalar with gradient, and ℓ_t [N], nats.
 
     Args:
-        hidden, head: the student's [N, H], with gradient.
-        target: what the term's target is on the stored entries and their tail, [N, K+1].
+        hidden, head: the student's hidden states [N, H], with gradient, and its head.
+        target: the term's target on the stored entries and their tail, [N, K+1].
         ids: int64 [N, K], -1 pads.
         weights: static weights [N].
     """
@@ -339,7 +343,7 @@ def _warmer(head: HeadSpec, temperature: float) -> HeadSpec:
 
 @dataclass(frozen=True)
 class _FromHidden:
-    """A term at a step, with the hidden states of the views its target reads."""
+    """Hold a term at a step, with the hidden states of its target's views."""
 
     now: BoundTerm
     views: Mapping[str, View]
@@ -348,7 +352,8 @@ class _FromHidden:
     tile: int
 
     def over(self, hidden: Tensor, head: HeadSpec, weights: Tensor, positions: int) -> tuple[Tensor, Tensor]:
-        """Σ_t w_t·ℓ_t and ℓ_t [N]: in closed form, on a support, or as any loss of the whole vocabulary."""
+        """Return Σ_t w_t·ℓ_t and ℓ_t [N]: in closed form, on a support, or as a general loss on the whole
+        vocabulary."""
         how, support = self.now.spec.divergence, self.now.spec.support
         if support.kind != "full" or (support.drop_special and self.special_ids):
             return linear_support(
@@ -372,7 +377,7 @@ class _FromHidden:
         return total, torch.cat(each) if each else hidden.new_zeros(0)
 
     def target(self, at: slice) -> Tensor:
-        """Return the target at a slice of positions [n, V]: a view's logits if it is that view, else
+        """Return the target at a slice of positions [n, V]: a view's logits if the target is that view, else
         log-probabilities."""
         logits = {n: head.logits(hidden[at]) for n, (hidden, head) in self.views.items()}
         if single := self.now.of.single:

@@ -1,7 +1,7 @@
-"""Parts → one number: L = Σ_terms coef · N⁻¹ Σ_t W_t · ℓ(S_t, q_t; support).
+"""Combine the parts of an objective: L = Σ_terms coef · N⁻¹ Σ_t W_t · ℓ(S_t, q_t; support).
 
-A recipe's terms are read by their attributes alone, so this file knows nothing of where recipes come from. What a training
-loop must supply is a `Batch`: log-probabilities of each view at the scored positions, and the sampled ids.
+A recipe's terms are read only by their attributes, so this file does not depend on where recipes come from. A training
+loop must supply a `Batch`: log-probabilities of each view at the scored positions, and the sampled ids.
 """
 
 from __future__ import annotations
@@ -30,44 +30,43 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Batch:
-    """Scored spans, one after another: N tokens in R rows.
-
-    Raises ValueError if shapes do not fit.
-    """
+    """Hold scored spans, one after another: N tokens in R rows. Raises ValueError if shapes do not match."""
 
     views: Mapping[str, Tensor]
     """Log-probabilities [N, V] by view name; `student` carries the gradient."""
     sampled: Tensor
-    """int64 [N]: the tokens that were sampled (their column, where the views hold kept entries only)."""
+    """int64 [N]: the sampled tokens, or their columns if the views contain only kept entries."""
     lengths: Sequence[int]
-    """Tokens of each row."""
+    """Number of tokens of each row."""
     facts: Mapping[str, Tensor] = field(default_factory=dict)
-    """Scores that no view can give, [N] or [R]; see `scorebank.FACTS`, and `scorebank.RECORDED` for importance ratios."""
+    """Scores that no view provides, [N] or [R]; see `scorebank.FACTS`, and `scorebank.RECORDED` for importance
+    ratios."""
     hidden: Mapping[str, Tensor] = field(default_factory=dict)
-    """Hidden states [L, N, D] by view name, for hidden_mse."""
+    """Hidden states [L, N, D] by view name, for the divergence hidden_mse."""
     special_ids: Sequence[int] = ()
-    """Tokens that `drop_special` takes out of the support."""
+    """Tokens that `drop_special` removes from the support."""
     restricted: bool = False
-    """Whether the columns are already the kept entries of each position and their tail (stored targets)."""
+    """Whether the columns are already each position's kept entries and their tail (stored targets)."""
     fixed: Mapping[str, Fixed] = field(default_factory=dict)
-    """By term, weights and signal that were made over a whole optimiser step; see `over_step`. Others are made over this batch."""
+    """Weights and signals by term that were computed over a whole optimiser step; see `over_step`. Others are computed
+    over this batch."""
 
     def __post_init__(self) -> None:
         dimensions(2, **self.views)
         same_shape(**self.views)
         if sum(self.lengths) != len(self.sampled) or any(len(v) != len(self.sampled) for v in self.views.values()):
             raise ValueError(
-                f"{len(self.sampled)} sampled ids, rows of {sum(self.lengths)} tokens in all, views of "
-                f"{sorted({len(v) for v in self.views.values()})} positions"
+                f"the batch does not fit together: {len(self.sampled)} sampled ids, rows of {sum(self.lengths)} "
+                f"tokens in all, views of {sorted({len(v) for v in self.views.values()})} positions"
             )
 
 
 @dataclass(frozen=True)
 class TermValue:
-    """One term of one batch."""
+    """Hold one term's value on one batch."""
 
     value: Tensor
-    """Scalar, the coefficient included."""
+    """Scalar, including the coefficient."""
     per_token: Tensor
     """ℓ_t [N], before weights."""
     weights: Tensor
@@ -90,14 +89,14 @@ def objective(
     Args:
         rows: `hint` or `anchor`.
         step: optimiser step, for schedules.
-        base: static weights [N] by term, such that the value is their sum over tokens divided by R; by default the term's
-            loss span and normaliser, over this batch.
-        generator: for shapes that draw; one, or one for each row.
-        reward_loss: the caller's own loss of the outcome reward, a scalar, for a recipe whose coupling is additive:
-            (1-w)·reward_loss + w·terms. Without it the value is the terms alone.
+        base: static weights [N] by term; the value is the weighted sum over tokens divided by R. Default: from the
+            term's loss span and normaliser, over this batch.
+        generator: for shapes that draw random numbers; one generator, or one for each row.
+        reward_loss: the caller's loss for the outcome reward, a scalar, for a recipe with additive coupling:
+            (1-w)·reward_loss + w·terms. Without it the value consists of the terms only.
 
     Raises:
-        KeyError: a view or fact that the recipe reads is not in the batch; it is named.
+        KeyError: a view or fact that the recipe reads is not in the batch; the message names it.
         ValueError: a reward loss is given and the recipe's coupling is not additive.
     """
     if reward_loss is not None and recipe.coupling.kind != "additive":
@@ -132,7 +131,8 @@ def term(
     masks: dict[str, Tensor] | None = None,
     generator: Draws = None,
 ) -> TermValue:
-    """Return one term of one batch; arguments as in `objective`, `masks` are shared between terms by `id` and `ref`."""
+    """Return one term on one batch. The arguments are those of `objective`; terms share `masks` through `id` and
+    `ref`."""
     ready = made_ready(spec, batch, step, base)
     drawn = Drawn({} if masks is None else masks, generator)
     return _valued(ready, weigh(ready.now, ready.bank, ready.base, coupling, drawn))
@@ -140,22 +140,22 @@ def term(
 
 @dataclass(frozen=True)
 class Ready:
-    """A term at a step with what it is computed from: whole distributions, the target, the scores, static weights."""
+    """Hold a term at a step with its inputs: whole distributions, target, scores and static weights."""
 
     now: BoundTerm
     batch: Batch
     views: Mapping[str, Tensor]
-    """At the term's temperature."""
+    """Views at the term's temperature."""
     target: Tensor
     bank: ScoreBank
     base: Tensor
     """Static weights [N]."""
     metrics: Mapping[str, float]
-    """What making the target measured."""
+    """Metrics measured while the target was computed."""
 
     @property
     def student(self) -> Tensor:
-        """The view that carries the gradient [N, V]."""
+        """Log-probabilities of the view that carries the gradient [N, V]."""
         return self.views[self.now.spec.student_view]
 
     @property
@@ -165,7 +165,8 @@ class Ready:
 
 
 def made_ready(spec: Term, batch: Batch, step: int = 0, base: Tensor | None = None) -> Ready:
-    """Resolve a term at a step and make its target and its score bank; `base` [N] as in `objective`, for this term."""
+    """Resolve a term at a step, and compute its target and score bank; `base` [N] is as in `objective`, for this
+    term."""
     now, views = BoundTerm.at(spec, step), batch.views
     if now.temperature != 1.0:
         views = {n: (v / now.temperature).log_softmax(-1) for n, v in views.items()}
@@ -187,7 +188,7 @@ def _valued(of: Ready, fixed: Fixed) -> TermValue:
 
 
 def _advantage_signs(spec: Term, batch: Batch) -> Tensor | None:
-    """Return the advantage's sign at each token [N], for a target whose tilt follows it."""
+    """Return the sign of the advantage at each token [N], for a target whose tilt depends on it."""
     if spec.target.tilt_sign != "advantage":
         return None
     sign = batch.facts["advantage"].sign()
@@ -197,7 +198,8 @@ def _advantage_signs(spec: Term, batch: Batch) -> Tensor | None:
 
 
 def span_weights(spec: Term, batch: Batch) -> Tensor:
-    """Base weights [N] of the term's loss span, normalised over this batch: Σ base · ℓ / R is the mean that is wanted.
+    """Return base weights [N] of the term's loss span, normalised over this batch so that Σ base · ℓ / R is the desired
+    mean.
 
     `quote` spans read the fact `in_quote`, `suffix` the fact `since_error`, `action` the fact `in_action`; see `spans`.
     """
@@ -213,7 +215,7 @@ def span_weights(spec: Term, batch: Batch) -> Tensor:
 
 
 def _per_token(of: Ready, signal: Tensor | None) -> tuple[Tensor, dict[str, float]]:
-    """ℓ_t [N] and metrics; `signal` is that of a policy gradient."""
+    """Return ℓ_t [N] and metrics; `signal` is the one of a policy gradient."""
     kind, now, batch = of.now.spec.divergence.kind, of.now, of.batch
     if kind == "hidden_mse":
         return _hidden_mse(of), {}
@@ -254,7 +256,7 @@ def _support(of: Ready) -> Tensor | None:
         # the columns are the union that was stored, with its tail
         wanted = of.now.spec.support
         if of.now.spec.rows == "hint" and (wanted.kind != "union" or wanted.drop_special):
-            raise ValueError(f"stored targets hold the union support, not {wanted.kind}")
+            raise ValueError(f"stored targets contain the union support, not {wanted.kind}")
         return None
     return of.now.support(of.student, of.target, of.batch.sampled, of.batch.special_ids)
 

@@ -1,6 +1,6 @@
-"""Controllers: small states that watch a training and decide about the teacher. No gradients, no tensors kept on a device.
+"""Define controllers: small state machines that monitor training and decide about the teacher.
 
-`training.teacher` calls them; nothing here calls anything.
+They use no gradients and keep no tensors on a device. `training.teacher` calls them; they call nothing.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Cgtr:
-    """When to copy the student into the teacher: isolated long enough, reward up, lengths sane. CGTR (arXiv 2606.03532).
+    """Decide when to copy the student into the teacher: after enough steps, with a higher reward and normal lengths.
+    CGTR (arXiv 2606.03532).
 
-    Where there is no reward, the repair rate on held-out findings takes its place (ours).
+    Without a reward, the repair rate on held-out findings replaces it (ours).
     """
 
     isolation: int = 30
@@ -26,8 +27,8 @@ class Cgtr:
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=5))
 
     def refresh(self, step: int, reward: float, longest: float, mean_length: float) -> bool:
-        """Return whether to refresh at this step; the reward to beat then rises to the present mean of the last
-        five."""
+        """Return whether to refresh at this step. After a refresh, the reward to beat is the mean of the last five
+        rewards."""
         self.recent.append(reward)
         mean = sum(self.recent) / len(self.recent)
         if self.reference == -math.inf:

@@ -1,6 +1,5 @@
-"""Couplings of the distillation to an outcome reward. Advantages are [N] per token or spread from rows.
-
-What enters a loss returns its value and metrics, shares between 0 and 1 or nats, which a trainer logs.
+"""Couple the distillation to an outcome reward. Advantages are [N], per token or spread from rows. Functions for a loss
+return a value and metrics (shares between 0 and 1, or nats), which a trainer logs.
 """
 
 from __future__ import annotations
@@ -14,7 +13,8 @@ from hintdistill.objectives.checks import between, same_shape
 
 
 def group_advantage(rewards: Tensor, groups: Sequence[object], eps: float = 1e-6, normalise: bool = True) -> Tensor:
-    """(R - mean of the group)/(std + ε) per rollout [R]. GRPO (arXiv 2402.03300); zero if all of a group are alike."""
+    """Return (R - mean of the group)/(std + ε) per rollout [R]. GRPO (arXiv 2402.03300); zero if all rewards of a group
+    are equal."""
     if len(groups) != len(rewards):
         raise ValueError(f"{len(groups)} groups for {len(rewards)} rewards")
     out = torch.zeros_like(rewards)
@@ -26,9 +26,9 @@ def group_advantage(rewards: Tensor, groups: Sequence[object], eps: float = 1e-6
 
 
 def additive(reward_loss: Tensor, distill_loss: Tensor, weight: float) -> tuple[Tensor, dict[str, float]]:
-    """(1-w)·L_RL + w·L_D. SDPO (arXiv 2601.20802): .1 of distillation, which helped weak models only.
+    """Return (1-w)·L_RL + w·L_D. SDPO (arXiv 2601.20802): .1 of distillation, which helped weak models only.
 
-    Metrics: both losses before they are mixed.
+    Metrics: both losses before mixing.
     """
     between(0, 1, weight=weight)
     metrics = {"reward_loss": float(reward_loss.detach()), "distill_loss": float(distill_loss.detach())}
@@ -36,9 +36,10 @@ def additive(reward_loss: Tensor, distill_loss: Tensor, weight: float) -> tuple[
 
 
 def advantage_multiply(advantage: Tensor, weight: Tensor, lam: float = 1.0) -> tuple[Tensor, dict[str, float]]:
-    """A·((1-λ) + λ·w): the verifier gives the direction, the teacher the size. RLSD (arXiv 2604.03128), StepOPSD.
+    """Return A·((1-λ) + λ·w): the verifier gives the direction, the teacher the size. RLSD (arXiv 2604.03128),
+    StepOPSD.
 
-    Metrics: `advantage_factor`, the mean of what A is multiplied by.
+    Metrics: `advantage_factor`, the mean of the factor on A.
     """
     same_shape(advantage=advantage, weight=weight)
     factor = (1 - lam) + lam * weight
@@ -48,10 +49,10 @@ def advantage_multiply(advantage: Tensor, weight: Tensor, lam: float = 1.0) -> t
 def advantage_add(
     advantage: Tensor, signal: Tensor, beta: float = 1.0, keep_sign: bool = True
 ) -> tuple[Tensor, dict[str, float]]:
-    """Return a + β·r; with `keep_sign` never beyond zero on the other side of A, and zero if A is: a verifier that
-    says nothing leaves nothing to change. DASD (arXiv 2605.22263) without it; RLCSD (2606.11709) with it.
+    """Return A + β·r. With `keep_sign` it never changes the sign of A, and it is zero where A is zero. DASD (arXiv
+    2605.22263) without it; RLCSD (2606.11709) with it.
 
-    Metrics: `sign_held`, the share of tokens that `keep_sign` stopped at zero.
+    Metrics: `sign_held`, the share of tokens that `keep_sign` limited to zero.
     """
     same_shape(advantage=advantage, signal=signal)
     total = advantage + beta * signal

@@ -1,4 +1,4 @@
-"""Diagnostics without a gradient: what to look at beside the loss."""
+"""Compute diagnostics without a gradient, to monitor next to the loss."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from hintdistill.objectives.scorebank import at, compat
 
 
 def preflight_gap(plain: Tensor, hinted: Tensor, sampled: Tensor, right: Tensor | None = None) -> dict[str, float]:
-    """Return what hints can teach at most, on recorded error tokens [N, V], no decoding. Predictive law (arXiv
-    2605.30070).
+    """Return an upper bound on what hints can teach, from recorded error tokens [N, V], without decoding. Predictive
+    law (arXiv 2605.30070).
 
-    Returns how often a right continuation (top-1 in the bool mask `right` [N, V]; without it, top-1 ≠ the error) is chosen
-    with and without the hint, and the gap. Near zero, the hints cannot teach anything.
+    The values are the rates at which a right continuation (top-1 in the bool mask `right` [N, V]; without it, top-1 ≠
+    the error) is chosen with and without the hint, and their gap. If the gap is near zero, the hints cannot teach
+    anything.
     """
     same_shape(plain=plain, hinted=hinted)
     rates = []
@@ -30,13 +31,15 @@ def preflight_gap(plain: Tensor, hinted: Tensor, sampled: Tensor, right: Tensor 
 
 
 def harm_rate(right_without: Sequence[bool], right_with: Sequence[bool]) -> float:
-    """P(wrong with the context | right without it). NCA (arXiv 2606.11627). NaN if nothing was right without it."""
+    """Return P(wrong with the context | right without it). NCA (arXiv 2606.11627). NaN if nothing was right without
+    it."""
     pairs = [b for a, b in zip(right_without, right_with, strict=True) if a]
     return sum(not b for b in pairs) / len(pairs) if pairs else float("nan")
 
 
 def fidelity_by_position(teacher: Tensor, lengths: Sequence[int]) -> Tensor:
-    """Mean of the teacher's largest probability at each position of a row [max length]. LGR (arXiv 2605.30833)."""
+    """Return the mean of the teacher's largest probability at each position of a row [max length]. LGR (arXiv
+    2605.30833)."""
     rows_fill(len(teacher), lengths)
     best = teacher.max(-1).values.exp()
     total, count = (torch.zeros(max(lengths), dtype=best.dtype, device=best.device) for _ in range(2))
@@ -47,7 +50,8 @@ def fidelity_by_position(teacher: Tensor, lengths: Sequence[int]) -> Tensor:
 
 
 def rock_tokens(sampled: Tensor, divergence: Tensor, n: int = 100, skip: int = 5) -> list[int]:
-    """Ids with the largest frequency × mean divergence, after the `skip` most frequent. Rock tokens (arXiv 2605.09253)."""
+    """Return the ids with the largest frequency × mean divergence, without the `skip` most frequent ones. Rock tokens
+    (arXiv 2605.09253)."""
     ids, inverse, counts = sampled.unique(return_inverse=True, return_counts=True)
     total = torch.zeros(len(ids), dtype=divergence.dtype, device=divergence.device).index_add_(0, inverse, divergence)
     total[counts.argsort(descending=True)[:skip]] = -torch.inf
@@ -56,7 +60,8 @@ def rock_tokens(sampled: Tensor, divergence: Tensor, n: int = 100, skip: int = 5
 
 
 def update_geometry(before: Tensor, after: Tensor) -> dict[str, float]:
-    """Share of entries that change in bfloat16, and the stable rank ‖Δ‖_F²/‖Δ‖₂² of the update. arXiv 2606.07082."""
+    """Return the share of entries that change in bfloat16, and the stable rank ‖Δ‖_F²/‖Δ‖₂² of the update. arXiv
+    2606.07082."""
     same_shape(before=before, after=after)
     change = (after - before).double()
     changed = (after.bfloat16() != before.bfloat16()).float().mean()
@@ -66,14 +71,16 @@ def update_geometry(before: Tensor, after: Tensor) -> dict[str, float]:
 
 
 def error_probability(logprobs: Tensor, sampled: Tensor) -> float:
-    """Mean probability of the sampled error tokens: the one number that must fall."""
+    """Return the mean probability of the sampled error tokens, the number that must fall."""
     return float(at(logprobs, sampled).exp().mean())
 
 
 def locality(initial: Tensor, student: Tensor) -> dict[str, float]:
-    """Off-target KL(initial ‖ student) at tokens that no loss touched [N, V]: mean and p99, nats per token, top-1 flip rate.
+    """Return off-target KL(initial ‖ student) at tokens that no loss touched [N, V]: mean and p99 in nats per token,
+    and top-1 flip rate.
 
-    What no method may buy its correction with; Composer 2.5's targeted feedback leaves the rest of the trace in place.
+    No method may pay for its correction with drift here; Composer 2.5's targeted feedback leaves the rest of the trace
+    unchanged.
     """
     same_shape(initial=initial, student=student)
     kl = rkl(initial, student).double()
@@ -82,13 +89,15 @@ def locality(initial: Tensor, student: Tensor) -> dict[str, float]:
 
 
 def top_k_mass(student: Tensor, teacher: Tensor, k: int = 16) -> float:
-    """Mean mass that the teacher gives the student's top-k [N, V]: how teachable the tokens are. TA-OPD (arXiv 2605.26844)."""
+    """Return the mean mass that the teacher gives to the student's top-k [N, V], i.e. how teachable the tokens are.
+    TA-OPD (arXiv 2605.26844)."""
     same_shape(student=student, teacher=teacher)
     return float(compat(student, teacher, k).mean())
 
 
 def cliff_lambda(p: float, b: float, c: float) -> float:
-    """λ*, below which extrapolation (teacher λ, initial 1-λ) keeps structural tokens within the clip-safe region.
+    """Return λ*, the bound below which extrapolation (teacher λ, initial 1-λ) keeps structural tokens in the clip-safe
+    region.
 
     p, b: modal probability of teacher and initial policy at structural tokens (tool-call syntax); c: clip of the
     importance ratio. λ* = [log((1-p)/(c-1+p)) - log((1-b)/b)]/[log((1-p)/p) - log((1-b)/b)]. arXiv 2605.08737. λ*(.9993, .81,
@@ -101,12 +110,13 @@ def cliff_lambda(p: float, b: float, c: float) -> float:
 
 
 def length_tail(lengths: Sequence[int]) -> float:
-    """Longest over mean length; CGTR (arXiv 2606.03532) holds it below 3.2."""
+    """Return the longest length over the mean length; CGTR (arXiv 2606.03532) keeps it below 3.2."""
     return max(lengths) / (sum(lengths) / len(lengths))
 
 
 def kept_fraction(weights: Tensor) -> float:
-    """Share of tokens that a gate keeps, of weights [N]. EDGE-OPD (arXiv 2605.23493) logs it beside the loss."""
+    """Return the share of tokens that a gate keeps, from weights [N]. EDGE-OPD (arXiv 2605.23493) logs it next to the
+    loss."""
     return float((weights != 0).float().mean())
 
 
@@ -122,4 +132,4 @@ DIAGNOSTICS: dict[str, Callable[..., object]] = {
     "lambda_cliff": cliff_lambda,
     "top_k_mass": top_k_mass,
 }
-"""By the names that recipes' words use."""
+"""Diagnostics by the names that texts of recipes use."""

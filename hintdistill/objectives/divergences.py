@@ -1,11 +1,9 @@
-"""Divergences between a student and a target on a common support, per position, in nats.
+"""Compute divergences between a student and a target on a common support, per position, in nats.
 
-Both arguments are log-probabilities [..., K] whose last axis sums to one (a full vocabulary, kept entries plus a tail, or
-kept entries renormalised) or, for truncated supports, to less. Entries of -inf on both sides (padding) contribute
-nothing. Gradients flow through the student only where the caller detached the target.
-
-Direction names are a trap across the field's code bases; here `fkl` is KL(target ‖ student) and `rkl` is
-KL(student ‖ target).
+Both arguments are log-probabilities [..., K] whose last axis sums to one (a full vocabulary, kept entries plus a tail,
+or kept entries renormalised) or, for truncated supports, to less. Entries of -inf on both sides (padding) contribute
+nothing. The caller must detach the target if gradients should flow only through the student. Code bases of the field
+name the directions differently; here `fkl` is KL(target ‖ student) and `rkl` is KL(student ‖ target).
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ from hintdistill.objectives.checks import between, same_shape
 
 
 def _entries(p: Tensor, q: Tensor) -> Tensor:
-    """p·log(p/q) of each entry, from log-probabilities; 0·log 0 = 0."""
+    """Return p·log(p/q) of each entry, from log-probabilities; 0·log 0 = 0."""
     present = p > -torch.inf
     # masked before the product, not after: -inf times zero would poison the gradient
     difference = torch.where(present, p, 0.0) - torch.where(present, q, 0.0)
@@ -33,10 +31,10 @@ def _kl(p: Tensor, q: Tensor) -> Tensor:
 
 
 def _over_mixture(student: Tensor, target: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
-    """log(S/M) and log(T/M) with M = (1-α)S + αT, where S or T is positive; elsewhere they mean nothing.
+    """Return log(S/M) and log(T/M) with M = (1-α)S + αT, where S or T is positive; elsewhere the values are undefined.
 
-    From d = log T/S alone, as log(1 + share·(e^-|d| - 1)): equal distributions give exactly zero, and nearly equal ones
-    keep their digits, which log M - log S, a difference of large numbers, loses.
+    They are computed from d = log T/S as log(1 + share·(e^-|d| - 1)). So equal distributions give exactly zero, and
+    nearly equal ones keep their precision, which log M - log S, a difference of large numbers, would lose.
     """
     # padding is -inf on both sides, which has no difference
     present = (student > -torch.inf) | (target > -torch.inf)
@@ -49,7 +47,7 @@ def _over_mixture(student: Tensor, target: Tensor, alpha: float) -> tuple[Tensor
 
 
 def _expected(p: Tensor, ratio: Tensor) -> Tensor:
-    """Σ p·ratio of log-probabilities p; entries of no probability have none."""
+    """Return Σ p·ratio for log-probabilities p; entries with probability zero contribute nothing."""
     present = p > -torch.inf
     return (torch.where(present, p.exp(), 0.0) * torch.where(present, ratio, 0.0)).sum(-1)
 
@@ -60,17 +58,20 @@ def _open_unit(alpha: float) -> None:
 
 
 def fkl(student: Tensor, target: Tensor) -> Tensor:
-    """Forward KL, KL(target ‖ student) [...]; mode-covering. Hinton et al. 2015; OPSD (arXiv 2601.18734) §3."""
+    """Return the forward KL, KL(target ‖ student) [...]; mode-covering. Hinton et al. 2015; OPSD (arXiv 2601.18734)
+    §3."""
     return _kl(target, student)
 
 
 def rkl(student: Tensor, target: Tensor) -> Tensor:
-    """Reverse KL, KL(student ‖ target) [...]; mode-seeking. MiniLLM (arXiv 2306.08543) eq. 2; HINT-SD (2605.17873)."""
+    """Return the reverse KL, KL(student ‖ target) [...]; mode-seeking. MiniLLM (arXiv 2306.08543) eq. 2; HINT-SD
+    (2605.17873)."""
     return _kl(student, target)
 
 
 def jsd(student: Tensor, target: Tensor, alpha: float = 0.5) -> Tensor:
-    """Jensen-Shannon divergence (1-α)·KL(S ‖ M) + α·KL(T ‖ M) with M = (1-α)S + αT [...]; at most log 2 at α = ½.
+    """Return the Jensen-Shannon divergence (1-α)·KL(S ‖ M) + α·KL(T ‖ M) with M = (1-α)S + αT [...]; at most log 2 at α
+    = ½.
 
     `alpha` is the target's share. As α→0, jsd/α → fkl; as α→1, jsd/(1-α) → rkl. GKD (arXiv 2306.13649) eq. 3.
     """
@@ -80,27 +81,29 @@ def jsd(student: Tensor, target: Tensor, alpha: float = 0.5) -> Tensor:
 
 
 def skew(student: Tensor, target: Tensor, alpha: float = 0.1) -> Tensor:
-    """Skew KL, KL(T ‖ αT + (1-α)S) [...]; bounded by log 1/α, and → fkl as α→0. DistiLLM (arXiv 2402.03898) eq. 4."""
+    """Return the skew KL, KL(T ‖ αT + (1-α)S) [...]; bounded by log 1/α, and → fkl as α→0. DistiLLM (arXiv 2402.03898)
+    eq. 4."""
     _open_unit(alpha)
     return _expected(target, _over_mixture(student, target, alpha)[1])
 
 
 def skew_rkl(student: Tensor, target: Tensor, alpha: float = 0.1) -> Tensor:
-    """Skew reverse KL, KL(S ‖ (1-α)T + αS) [...]; bounded by log 1/α. DistiLLM (arXiv 2402.03898) eq. 5."""
+    """Return the skew reverse KL, KL(S ‖ (1-α)T + αS) [...]; bounded by log 1/α. DistiLLM (arXiv 2402.03898) eq. 5."""
     _open_unit(alpha)
     return _expected(student, _over_mixture(target, student, alpha)[1])
 
 
 def mix(student: Tensor, target: Tensor, lam: float = 0.5) -> Tensor:
-    """λ·RKL + (1-λ)·FKL [...]. Decoupling prefix source and direction (arXiv 2605.16826)."""
+    """Return λ·RKL + (1-λ)·FKL [...]. Decoupling prefix source and direction (arXiv 2605.16826)."""
     between(0, 1, lam=lam)
     return lam * rkl(student, target) + (1 - lam) * fkl(student, target)
 
 
 def rkl_sg(student: Tensor, target: Tensor) -> Tensor:
-    """Σ S·(sg[log S] - log T) [...]: its gradient is that of the full reverse KL, truncated to the kept entries.
+    """Return Σ S·(sg[log S] - log T) [...], whose gradient is that of the full reverse KL, truncated to the kept
+    entries.
 
-    Plain reverse KL on kept entries alone has the further gradient ∇Σ S(kept), so the optimiser lowers their mass.
+    Plain reverse KL on kept entries has the additional gradient ∇Σ S(kept), so the optimiser would lower their mass.
     Many Faces of OPD (arXiv 2605.11182), stop-gradient top-k.
     """
     present = student > -torch.inf
@@ -109,7 +112,8 @@ def rkl_sg(student: Tensor, target: Tensor) -> Tensor:
 
 
 def ce_topk(student: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy -Σ T log S on the kept entries [...]; the gradient of fkl there, without its entropy term."""
+    """Return the cross-entropy -Σ T log S on the kept entries [...]: the gradient of fkl there, without its entropy
+    term."""
     present = target > -torch.inf
     return -(torch.where(present, target.exp(), 0.0) * torch.where(present, student, 0.0)).sum(-1)
 
@@ -117,7 +121,7 @@ def ce_topk(student: Tensor, target: Tensor) -> Tensor:
 DIVERGENCES: Mapping[str, Callable[..., Tensor]] = Implementations(
     parts.DIVERGENCES, lambda entry: entry.reads == "distributions"
 )
-"""The functions of the registered divergences that compare distributions."""
+"""Functions of the registered divergences that compare distributions."""
 
 
 def divergence(
@@ -129,12 +133,12 @@ def divergence(
     token_clip: float | None = None,
     **parameters: float,
 ) -> Tensor:
-    """Return the divergence of that name, per position [...], nats. Raises KeyError for an unknown name.
+    """Return the divergence with this name, per position [...], nats. Raises KeyError for an unknown name.
 
     Args:
         pointwise_clip: bound τ on each entry's share, Σ_v min(ℓ_v, τ). OPSD (arXiv 2601.18734): τ = .05 with fkl.
         token_clip: bound κ on each position, min(ℓ_t, κ). UniSD (arXiv 2605.06597).
-        parameters: of the divergence, e.g. `alpha` of jsd.
+        parameters: parameters of the divergence, e.g. `alpha` of jsd.
     """
     if pointwise_clip is None:
         same_shape(student=student, target=target)
@@ -145,7 +149,8 @@ def divergence(
 
 
 def entries_of(name: str, student: Tensor, target: Tensor, **parameters: float) -> Tensor:
-    """Return each entry's share of the divergence of that name [..., K], nats; they sum to it. Padding has none."""
+    """Return each entry's share of the divergence with this name [..., K], nats; they sum to it. Padding has no
+    share."""
     same_shape(student=student, target=target)
     # an axis of one entry turns the sum over entries into the entry itself
     return DIVERGENCES[name](student[..., None], target[..., None], **parameters)
@@ -161,10 +166,11 @@ def compared(
     token_clip: float | None = None,
     **parameters: float,
 ) -> tuple[Tensor, dict[str, float]]:
-    """`divergence` with what to watch beside it: value [N] and metrics.
+    """Return `divergence` with its metrics: value [N] and a mapping.
 
-    `clipped_entries`, `clipped_tokens`: shares that a clip bound, and so have no gradient. With `rest` tail, the last entry of
-    both: `tail_student`, `tail_target`, mean mass outside the support; with `drop`, the mass that was dropped.
+    `clipped_entries`, `clipped_tokens`: shares that a clip limited, so that they have no gradient. With `rest` tail,
+    the last entry of both is the tail: `tail_student` and `tail_target` are the mean mass outside the support; with
+    `drop`, the dropped mass.
     """
     value = divergence(name, student, target, pointwise_clip=pointwise_clip, token_clip=token_clip, **parameters)
     metrics: dict[str, float] = {}
@@ -183,12 +189,13 @@ def compared(
 
 
 def nll(student_sampled: Tensor) -> Tensor:
-    """Negative log-likelihood of the sampled tokens, -log S(y) [N]; the teacher acts through the weights alone."""
+    """Return the negative log-likelihood of the sampled tokens, -log S(y) [N]; the teacher acts only through the
+    weights."""
     return -student_sampled
 
 
 def hidden_mse(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean over layers of (1/D)·‖h_S - sg h_T‖² per token: [L, N, D] → [N]. OPRD (arXiv 2606.06021)."""
+    """Return the mean over layers of (1/D)·‖h_S - sg h_T‖² per token: [L, N, D] → [N]. OPRD (arXiv 2606.06021)."""
     same_shape(student=student, teacher=teacher)
     return (student - teacher.detach()).square().mean(-1).mean(0)
 
@@ -196,10 +203,11 @@ def hidden_mse(student: Tensor, teacher: Tensor) -> Tensor:
 def token_preference(
     student: Tensor, reference: Tensor, target: Tensor, sampled: Tensor, beta: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """-log σ(β[(log S(v⁺) - log R(v⁺)) - (log S(y) - log R(y))]) with v⁺ = argmax T, where v⁺ ≠ y: [N, V] → [N], bool [N].
+    """Return -log σ(β[(log S(v⁺) - log R(v⁺)) - (log S(y) - log R(y))]) with v⁺ = argmax T, where v⁺ ≠ y: [N, V] → [N],
+    bool [N].
 
-    The prefill-only, token-level form of PBSD (arXiv 2605.05040); this form is ours, the paper's compares sequences. The
-    second value says where the teacher prefers another token; elsewhere the first is zero.
+    The prefill-only, token-level form of PBSD (arXiv 2605.05040); this form is ours, the paper's compares sequences.
+    The second value marks positions where the teacher prefers another token; elsewhere the first value is zero.
     """
     same_shape(student=student, reference=reference, target=target)
     better = target.argmax(-1, keepdim=True)

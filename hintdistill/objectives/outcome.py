@@ -1,7 +1,7 @@
-"""The outcome-reward term: a clipped policy gradient over the tokens the student sampled, from each rollout's advantage.
+"""Compute the outcome-reward term: a clipped policy gradient over the sampled tokens, from each rollout's advantage.
 
-It is beside the targeted terms on the same rollouts: `objective(…, reward_loss=outcome_loss(…)[0])` for a recipe whose
-coupling is additive. N tokens in R rows; a row is one step of a rollout and carries its rollout's advantage.
+It is added to the targeted terms on the same rollouts: `objective(…, reward_loss=outcome_loss(…)[0])`, for a recipe
+with additive coupling. There are N tokens in R rows; a row is one step of a rollout and has its rollout's advantage.
 """
 
 from __future__ import annotations
@@ -27,19 +27,20 @@ def outcome_loss(
     cap: float | None = None,
     row_ratio: bool = False,
 ) -> tuple[Tensor, dict[str, float]]:
-    """Mean over rows of weight_r · Σ_t ℓ_t, with ℓ_t of `signals.policy_gradient`; a scalar and its metrics.
+    """Return the mean over rows of weight_r · Σ_t ℓ_t, with ℓ_t from `signals.policy_gradient`: a scalar and its
+    metrics.
 
-    PPO's clipped surrogate with GRPO's advantage (arXiv 2402.03300); 1/weight as the mean length of a row makes it a mean
-    over tokens, as DAPO has it (arXiv 2503.14476).
+    PPO's clipped surrogate with GRPO's advantage (arXiv 2402.03300); with 1/weight equal to the mean length of a row,
+    it becomes a mean over tokens, as in DAPO (arXiv 2503.14476).
 
     Args:
         student: log-probability of each sampled token now [N], with gradient, at temperature 1.
-        behaviour: the same when it was sampled [N], as the trace recorded it.
+        behaviour: the same at the time of sampling [N], as recorded in the trace.
         advantages: one per row [R].
-        lengths: tokens of each row; none is 0.
+        lengths: tokens of each row; all positive.
         weights: one per row [R]; default: 1 / mean length of these rows.
-        clip_low, clip_high: the ratio counts within [1 - low, 1 + high]; None leaves that side open.
-        cap: truncated importance sampling in place of clipping (SDPO 2).
+        clip_low, clip_high: the ratio counts within [1 - low, 1 + high]; None disables the limit on that side.
+        cap: truncated importance sampling instead of clipping (SDPO: 2).
         row_ratio: one ratio per row, its geometric mean over tokens (GSPO).
 
     Returns:
@@ -47,13 +48,15 @@ def outcome_loss(
         advantage), `reward/advantage_abs` (mean |A| over rows) and `reward/behaviour_gap` (mean |now - then|, nats).
 
     Raises:
-        ValueError: shapes do not fit, there is no row or an empty one, or a number is not finite.
+        ValueError: shapes do not match, there are no rows, a row is empty, or a number is not finite.
     """
     same_shape(student=student, behaviour=behaviour)
     rows_fill(len(student), lengths)
     rows = len(lengths)
     if not rows or min(lengths) < 1:
-        raise ValueError(f"rows of at least one token are needed, not {list(lengths)}")
+        raise ValueError(
+            f"every row must have at least one token, and at least one row is needed; the lengths are {list(lengths)}"
+        )
     if len(advantages) != rows or (weights is not None and len(weights) != rows):
         given = "advantages" if len(advantages) != rows else "weights"
         raise ValueError(f"{given}: one per row is needed, for {rows} rows")

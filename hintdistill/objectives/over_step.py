@@ -1,8 +1,8 @@
-"""Weights and signals of a whole optimiser step, however it is cut into micro-batches.
+"""Compute weights and signals over a whole optimiser step, independent of its micro-batches.
 
-A quantile, a maximum, a median or a normaliser of weights is a statistic of rows. Taken over a micro-batch it would change with
-`train.micro_batch_size`. So every micro-batch is read once without gradient, which leaves scores of [N] behind; the weights
-are made from all of them joined, and each micro-batch then gets its own, as `compose.Batch.fixed`.
+A quantile, maximum, median or normaliser of weights is a statistic of rows. Over a micro-batch it would depend on
+`train.micro_batch_size`. So every micro-batch is first read without gradient, which gives scores [N]. The weights are
+computed from all of them together, and each micro-batch then gets its part as `compose.Batch.fixed`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TermReading:
-    """What one term reads of one micro-batch of N tokens, without gradient; plain tensors, which may travel between processes."""
+    """Hold one term's scores of a micro-batch of N tokens, without gradient, as plain tensors that may be sent between
+    processes."""
 
     scores: dict[str, Tensor]
     own: Tensor
@@ -38,7 +39,7 @@ class TermReading:
 
 @dataclass(frozen=True)
 class Reading:
-    """What the terms of one kind of row read of one micro-batch."""
+    """Hold the scores of all terms of one kind of row for one micro-batch."""
 
     lengths: tuple[int, ...]
     terms: dict[str, TermReading]
@@ -48,7 +49,8 @@ class Reading:
 def read(
     recipe: Recipe, batch: Batch, *, rows: str = "hint", step: int = 0, base: Mapping[str, Tensor] | None = None
 ) -> Reading:
-    """Return the scores that the terms on these rows weigh a micro-batch by; arguments as in `compose.objective`."""
+    """Return the scores by which the terms on these rows weight a micro-batch; the arguments are those of
+    `compose.objective`."""
     out = {}
     for name, spec in recipe.terms.items():
         if spec.rows != rows:
@@ -64,11 +66,11 @@ def read(
 def settle(
     recipe: Recipe, readings: Sequence[Reading], *, step: int = 0, generator: Draws = None
 ) -> dict[str, list[Fixed]]:
-    """By term, what every row gets: weights and signals over all the readings, in their order.
+    """Return, by term, the weights and signals of every row over all readings, in their order.
 
     Args:
-        readings: of all micro-batches of the optimiser step.
-        generator: for shapes that draw; one, or one for each row of all readings.
+        readings: the scores of all micro-batches of the optimiser step.
+        generator: for shapes that draw random numbers; one generator, or one for each row of all readings.
     """
     lengths = [n for r in readings for n in r.lengths]
     masks: dict[str, Tensor] = {}

@@ -1,4 +1,4 @@
-"""Schedules: any scalar of a recipe may change with the optimiser step."""
+"""Evaluate schedules: any scalar of a recipe may change with the optimiser step."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 
 def scheduled(value: Any, step: int) -> float:
-    """Return the scalar at an optimiser step (from 0): a number, or {from, to, start, steps, kind}, as a mapping or a
-    recipe's part.
+    """Return the scalar at an optimiser step (from 0): the value is a number, or {from, to, start, steps, kind} as a
+    mapping or a recipe's part.
 
     `kind` is `linear` (the default) or `cosine`. Before `start` it is `from`, after `start + steps` it is `to`. Published:
     TRACE .5 → 0 over steps 10 to 40; RLSD .5 → 0 and StepOPSD .2 → 0 in 50; Veto's β .8 → 0.
@@ -31,10 +31,10 @@ def moved(value: Any) -> bool:
 
 
 def at_step(values: Mapping[str, Any], step: int) -> dict[str, Any]:
-    """Parameters at an optimiser step: schedules become numbers, everything else stays."""
+    """Return parameters at an optimiser step: schedules become numbers, everything else stays unchanged."""
     return {n: scheduled(v, step) if moved(v) else v for n, v in values.items()}
 
 
 def bound(value: Any, step: int) -> float | None:
-    """Return a clip at an optimiser step; None stays none."""
+    """Return a clip at an optimiser step; None stays None."""
     return None if value is None else scheduled(value, step)

@@ -1,8 +1,8 @@
-"""The score bank: what is known about each token, from the views of one batch. Detached, computed once, on demand.
+"""Compute scores of each token from the views of one batch, detached, once and on demand.
 
-Every published token weighting is a shape of one of these scores. The names are those of the methods: S student,
-T target of the term (the teacher, where the target is the teacher), y the sampled token. Scores that no view can give
-(a reward, a group's accuracy, the distance from the error) are facts which the caller supplies under the same names.
+Every published token weighting is a shape of one of these scores. The names follow the methods: S is the student, T the
+target of the term (often the teacher), y the sampled token. Scores that no view provides (a reward, a group's accuracy,
+the distance from the error) are facts, which the caller supplies under the same names.
 """
 
 from __future__ import annotations
@@ -17,39 +17,40 @@ from hintdistill.objectives.supports import gather_with_tail, restrict, union_of
 
 
 def entropy(logprobs: Tensor) -> Tensor:
-    """Entropy [..., V] → [...], nats."""
+    """Return the entropy [..., V] → [...], nats."""
     present = logprobs > -torch.inf
     return -torch.where(present, logprobs.exp() * torch.where(present, logprobs, 0.0), 0.0).sum(-1)
 
 
 def at(logprobs: Tensor, sampled: Tensor) -> Tensor:
-    """Log-probability of the sampled ids [N, V], [N] → [N]."""
+    """Return the log-probabilities of the sampled ids: [N, V], [N] → [N]."""
     return logprobs.gather(-1, sampled[:, None])[:, 0]
 
 
 def compat(student: Tensor, target: Tensor, k: int) -> Tensor:
-    """Σ of T over the student's top-k: how teachable a position is. TA-OPD (arXiv 2605.26844)."""
+    """Return the sum of T over the student's top-k, i.e. how teachable a position is. TA-OPD (arXiv 2605.26844)."""
     return target.gather(-1, student.topk(min(k, student.shape[-1])).indices).exp().sum(-1)
 
 
 def overlap(student: Tensor, target: Tensor, k: int) -> Tensor:
-    """|top-k of S ∩ top-k of T| / k. Prune-OPD (arXiv 2605.07804)."""
+    """Return |top-k of S ∩ top-k of T| / k. Prune-OPD (arXiv 2605.07804)."""
     k = min(k, student.shape[-1])
     a, b = student.topk(k).indices, target.topk(k).indices
     return (a[..., :, None] == b[..., None, :]).any(-1).float().mean(-1)
 
 
 def disagreement(views: Sequence[Tensor], sampled: Tensor) -> Tensor:
-    """Standard deviation over teacher views of log T(y), nats. After RAPS-DA (arXiv 2606.30518), which names no formula."""
+    """Return the standard deviation of log T(y) over teacher views, nats. After RAPS-DA (arXiv 2606.30518), which gives
+    no formula."""
     return torch.stack([at(v, sampled) for v in views]).std(0, unbiased=False)
 
 
 RECORDED = "recorded"
-"""The fact that is each token's log-probability when it was sampled, temperature 1, nats."""
+"""The fact that holds each token's log-probability at the time of sampling, temperature 1, nats."""
 
 
 class ScoreBank:
-    """Scores [N] of one batch and one term, each computed when it is first asked for."""
+    """Provide the scores [N] of one batch and one term, each computed on first access."""
 
     def __init__(
         self,
@@ -63,7 +64,8 @@ class ScoreBank:
         k: int = 16,
         position: int = 1,
     ) -> None:
-        """`k` is for the scores that look at a top-k (published: 16); `position` is the first index counted (1)."""
+        """Bind the scores to a batch. `k` is for scores that use a top-k (published: 16); `position` is the first index
+        (1)."""
         self.views = {n: v.detach() for n, v in views.items()}
         self.s, self.t = self.views[student], target.detach()
         self.y, self.lengths, self.k, self.facts = sampled, list(lengths), k, dict(facts or {})
@@ -81,7 +83,7 @@ class ScoreBank:
         return at(self.t, self.y)
 
     def __getitem__(self, name: str) -> Tensor:
-        """Return the score [N]. Raises KeyError for a name that is neither computed nor a fact."""
+        """Return the score [N]. Raises KeyError for a name that is neither a computed score nor a fact."""
         if name not in self._known:
             if name in self.facts:
                 value = self.per_token(self.facts[name])
@@ -95,7 +97,7 @@ class ScoreBank:
         return self._known[name]
 
     def per_token(self, value: Tensor) -> Tensor:
-        """Return a fact per row [R] spread over its tokens; one per token [N] as it is."""
+        """Return a fact per row [R] spread over the row's tokens, or a fact per token [N] unchanged."""
         if len(value) == len(self.y):
             return value
         if len(value) != len(self.lengths):
@@ -105,35 +107,35 @@ class ScoreBank:
         return value.repeat_interleave(torch.tensor(self.lengths, device=value.device), dim=0)
 
     def row_mean(self, value: Tensor) -> Tensor:
-        """Mean over each row, spread over its tokens [N]."""
+        """Return the mean over each row, spread over its tokens [N]."""
         return torch.cat([v.mean().expand(len(v)) for v in value.split(self.lengths)])
 
     def index(self) -> Tensor:
-        """Position within the row, counted from 1 [N]."""
+        """Return the position within the row, counted from 1 [N]."""
         return torch.cat([torch.arange(self.first, n + self.first, device=self.y.device) for n in self.lengths])
 
     def view(self, name: str) -> Tensor:
-        """Return a view by name. Raises KeyError naming it."""
+        """Return a view by name. Raises KeyError, naming it, if it is missing."""
         if name not in self.views:
             raise KeyError(f"this score needs the view {name!r}")
         return self.views[name]
 
     def recorded(self) -> Tensor:
-        """Log-probability of each token when it was sampled [N]: the fact `recorded`; without it the initial policy's."""
+        """Return the log-probability of each token at the time of sampling [N]: the fact `recorded`, or else the
+        initial policy's."""
         if RECORDED in self.facts:
             return self.per_token(self.facts[RECORDED]).to(self.s)
         return at(self.view("initial"), self.y)
 
     def numbered(self, stem: str) -> list[Tensor]:
-        """Views `stem`, `stem_1`, `stem_2`, …: several hints of one kind."""
+        """Return the views `stem`, `stem_1`, `stem_2`, …: several hints of one kind."""
         return [v for n, v in self.views.items() if n == stem or n.startswith(f"{stem}_")]
 
 
 def _contrast(b: ScoreBank) -> Tensor:
-    """e = log T(y|right) - log mean_k T(y|wrong_k), the mean over probabilities. RLCSD (arXiv 2606.11709), as its code has it.
-
-    A wrong view of -inf is a context that the token's row does not have: the mean is over those that it has. Raises ValueError
-    where a row has none.
+    """Return e = log T(y|right) - log mean_k T(y|wrong_k), the mean over probabilities. RLCSD (arXiv 2606.11709), as in
+    its code. A wrong view of -inf is a context that the token's row lacks; the mean is over the existing ones. Raises
+    ValueError if a row has no wrong context.
     """
     wrong = b.numbered("wrong")
     if not wrong:
@@ -141,19 +143,20 @@ def _contrast(b: ScoreBank) -> Tensor:
     each = torch.stack([at(w, b.y) for w in wrong])
     there = (each > -torch.inf).sum(0)
     if not bool((there > 0).all()):
-        raise ValueError("the score `contrast` needs a wrong context for every row, and a row has none")
+        raise ValueError("the score `contrast` needs a wrong context for every row, but a row has none")
     return at(b.view("teacher"), b.y) - (each.logsumexp(0) - there.to(each).log())
 
 
 def _union_divergence(b: ScoreBank) -> Tensor:
-    """KL(T̄ ‖ S̄) on the union of both top-k, renormalised. TA-OPD (arXiv 2605.26844)."""
+    """Return KL(T̄ ‖ S̄) on the union of both top-k, renormalised. TA-OPD (arXiv 2605.26844)."""
     k = min(b.k, b.s.shape[-1])
     ids = union_of(b.s.topk(k).indices, b.t.topk(k).indices)
     return rkl(restrict(b.t, ids, "renorm"), restrict(b.s, ids, "renorm"))
 
 
 def _rolling_divergence(b: ScoreBank) -> Tensor:
-    """Reverse KL on the student's top-64 with a tail, as the agreement-trap gate reads it. KAT (arXiv 2606.09471)."""
+    """Return the reverse KL on the student's top-64 with a tail, as in the agreement-trap gate. KAT (arXiv
+    2606.09471)."""
     ids = b.s.topk(min(64, b.s.shape[-1])).indices
     return rkl(gather_with_tail(b.s, ids), gather_with_tail(b.t, ids))
 
@@ -185,8 +188,8 @@ SCORES: dict[str, Callable[[ScoreBank], Tensor]] = {
     "ppl_S": lambda b: b.row_mean(-at(b.s, b.y)).exp(),
     "ppl_T": lambda b: b.row_mean(-at(b.t, b.y)).exp(),
 }
-"""`importance` divides by the policy that sampled, see `ScoreBank.recorded`. Entropies and
-divergences in nats, `pos` in (0, 1), `index` from 1; the rest as their functions say."""
+"""Scores by name. `importance` divides by the sampling policy, see `ScoreBank.recorded`. Entropies and divergences are
+in nats, `pos` is in (0, 1), `index` starts at 1; the functions describe the others."""
 
 FACTS = (
     "in_quote",
@@ -199,6 +202,6 @@ FACTS = (
     "rollout_ppl_S",
     "rollout_ppl_T",
 )
-"""What only the caller knows: [N] or [R]. `rollout_ppl_S`, `rollout_ppl_T`: [R, M], perplexity of a row's whole rollout when it was
-sampled, by the student and by the teacher, and behind it those of its task's other rollouts that ended alike, NaN for none.
-`since_error` counts from the first quoted token (negative before it)."""
+"""Facts that only the caller knows: [N] or [R]. `rollout_ppl_S`, `rollout_ppl_T`: [R, M], perplexity of a row's whole
+rollout at the time of sampling, under the student and the teacher, followed by those of its task's other rollouts with
+the same outcome, padded with NaN. `since_error` counts from the first quoted token (negative before it)."""

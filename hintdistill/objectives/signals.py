@@ -1,4 +1,5 @@
-"""Policy-gradient terms: from the gap Δ = log T(y) - log S(y) of the sampled token to an advantage, and from that to a loss.
+"""Compute policy-gradient terms: an advantage from the gap Δ = log T(y) - log S(y) of the sampled token, and a loss
+from it.
 
 Back-propagating the sampled log S(y) - log T(y) would have the teacher-independent gradient ∇log S(y); so the advantage
 is always detached and multiplies log S(y), or an importance ratio. All sampled log-probabilities are [N], nats.
@@ -16,14 +17,15 @@ from hintdistill.objectives.checks import between, rows_fill, same_shape
 
 
 def log_signal(s: Tensor, t: Tensor) -> Tensor:
-    """Δ itself; its expected gradient is -∇RKL. Thinking Machines, On-Policy Distillation; OpenClaw-RL (arXiv 2603.10165)."""
+    """Return Δ itself; its expected gradient is -∇RKL. Thinking Machines, On-Policy Distillation; OpenClaw-RL (arXiv
+    2603.10165)."""
     return t - s
 
 
 def fdiv(s: Tensor, t: Tensor, of: str = "fkl", clip: float = math.inf) -> Tensor:
-    """-f(u) + u·f'(u) with u = T(y)/S(y): the unbiased advantage of E_S[f(u)]. OPD+ (arXiv 2606.01039).
+    """Return -f(u) + u·f'(u) with u = T(y)/S(y): the unbiased advantage of E_S[f(u)]. OPD+ (arXiv 2606.01039).
 
-    fkl → u (expected gradient -∇FKL), rkl → Δ - 1, jsd → ½·ln((1+u)/2). `clip` bounds u (ours: 5 in practice).
+    fkl → u (expected gradient -∇FKL), rkl → Δ - 1, jsd → ½·ln((1+u)/2). `clip` limits u (ours: 5 in practice).
     """
     u = (t - s).exp().clamp(max=clip)
     if of == "fkl":
@@ -32,40 +34,41 @@ def fdiv(s: Tensor, t: Tensor, of: str = "fkl", clip: float = math.inf) -> Tenso
         return u.log() - 1
     if of == "jsd":
         return 0.5 * ((1 + u) / 2).log()
-    raise ValueError(f"no f-divergence {of!r}; there are fkl, rkl, jsd")
+    raise ValueError(f"unknown f-divergence {of!r}; known are fkl, rkl, jsd")
 
 
 def power(s: Tensor, t: Tensor, alpha: float = 1.0) -> Tensor:
-    """T(y)^α - S(y)^α, within [-1, 1] and of the sign of Δ; /α → Δ as α→0. PowerOPD (arXiv 2606.17199)."""
+    """Return T(y)^α - S(y)^α, which is in [-1, 1] and has the sign of Δ; /α → Δ as α→0. PowerOPD (arXiv 2606.17199)."""
     if alpha <= 0:
         raise ValueError(f"alpha must be positive, not {alpha}")
     return (alpha * t).exp() - (alpha * s).exp()
 
 
 def clip(s: Tensor, t: Tensor, low: float = -10.0, high: float = 10.0) -> Tensor:
-    """Δ within [low, high] nats."""
+    """Return Δ limited to [low, high] nats."""
     return (t - s).clamp(low, high)
 
 
 def floor(s: Tensor, t: Tensor, lam: float = 0.5) -> Tensor:
-    """max(Δ, log(λ/(1-λ))). REOPOLD (arXiv 2603.11137)."""
+    """Return max(Δ, log(λ/(1-λ))). REOPOLD (arXiv 2603.11137)."""
     return (t - s).clamp(min=math.log(lam / (1 - lam)))
 
 
 def softlog(s: Tensor, t: Tensor) -> Tensor:
-    """sign(Δ)·log(1+|Δ|): large gaps grow slowly."""
+    """Return sign(Δ)·log(1+|Δ|), so that large gaps grow slowly."""
     gap = t - s
     return gap.sign() * gap.abs().log1p()
 
 
 def znorm(s: Tensor, t: Tensor, eps: float = 1e-6) -> Tensor:
-    """(Δ - mean)/(std + ε) over the batch; changes signs, which PowerOPD found harmful. GNDPO (arXiv 2606.09091)."""
+    """Return (Δ - mean)/(std + ε) over the batch. It can change signs, which PowerOPD found harmful. GNDPO (arXiv
+    2606.09091)."""
     gap = t - s
     return (gap - gap.mean()) / (gap.std(unbiased=False) + eps)
 
 
 def scale_only(s: Tensor, t: Tensor, eps: float = 1e-6) -> Tensor:
-    """Δ/(std + ε) over the batch: GNDPO's scale without its change of sign. Ours."""
+    """Return Δ/(std + ε) over the batch: GNDPO's scale without its change of sign. Ours."""
     gap = t - s
     return gap / (gap.std(unbiased=False) + eps)
 
@@ -80,11 +83,12 @@ SIGNALS: dict[str, Callable[..., Tensor]] = {
     "znorm": znorm,
     "scale_only": scale_only,
 }
-"""From the sampled log-probabilities of student and target alone."""
+"""Signals computed only from the sampled log-probabilities of student and target."""
 
 
 def value_baseline(gap: Tensor, student: Tensor, target: Tensor, ids: Tensor | None = None) -> Tensor:
-    """Δ + KL(S ‖ T), the KL on kept ids [N, K] or the full vocabulary: less variance, the same expectation. vOPD."""
+    """Return Δ + KL(S ‖ T), with the KL on kept ids [N, K] or the full vocabulary: less variance, the same expectation.
+    vOPD."""
     same_shape(student=student, target=target)
     s, t = student.detach(), target.detach()
     if ids is not None:
@@ -97,12 +101,13 @@ def value_baseline(gap: Tensor, student: Tensor, target: Tensor, ids: Tensor | N
 
 
 def tanh_contrast(contrast: Tensor, tau: float = 0.02, scale: float = 0.5) -> Tensor:
-    """scale·tanh(e/τ) of the contrast of right and wrong hints, without a verifier. After RLCSD (arXiv 2606.11709; the paper's τ)."""
+    """Return scale·tanh(e/τ) of the contrast of right and wrong hints, without a verifier. After RLCSD (arXiv
+    2606.11709; the paper's τ)."""
     return scale * (contrast / tau).tanh()
 
 
 def returns(gap: Tensor, lengths: Sequence[int], gamma: float) -> Tensor:
-    """Σ_{t'≥t} γ^(t'-t)·Δ_t' within each row [N]. MiniLLM (arXiv 2306.08543); γ = 0 is the norm elsewhere."""
+    """Return Σ_{t'≥t} γ^(t'-t)·Δ_t' within each row [N]. MiniLLM (arXiv 2306.08543); other methods use γ = 0."""
     between(0, 1, gamma=gamma)
     rows_fill(len(gap), lengths)
     out = gap.clone()
@@ -117,7 +122,7 @@ def returns(gap: Tensor, lengths: Sequence[int], gamma: float) -> Tensor:
 def importance_ratio(
     student: Tensor, behaviour: Tensor, *, clamp: float = 20.0, lengths: Sequence[int] | None = None
 ) -> Tensor:
-    """S(y)/S_old(y) per token [N], or per row its geometric mean (GSPO) where `lengths` are given.
+    """Return S(y)/S_old(y) per token [N], or its geometric mean per row (GSPO) if `lengths` are given.
 
     The log-ratio is clamped to ±clamp nats before the exponential (SDPO, arXiv 2601.20802: 20).
     """
@@ -139,13 +144,14 @@ def policy_gradient(
     cap: float | None = None,
     lengths: Sequence[int] | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
-    """Per-token loss [N] whose gradient is -A·∇log S(y), importance-weighted where the behaviour policy is given.
+    """Return the per-token loss [N] whose gradient is -A·∇log S(y), importance-weighted if the behaviour policy is
+    given.
 
     Args:
         student: log S(y) [N], with gradient.
         advantage: A [N]; detached here.
-        behaviour: log-probability of the policy that sampled, [N]; None means the student itself.
-        clip_low, clip_high: PPO clipping of the ratio to [1-low, 1+high]; the smaller of both sides counts.
+        behaviour: log-probability under the sampling policy [N]; None means the student itself.
+        clip_low, clip_high: PPO clipping of the ratio to [1-low, 1+high]; the smaller of the two products counts.
         cap: truncated importance sampling instead, sg[min(ratio, cap)]·A·log S(y) (SDPO 2, FiRe 5).
         lengths: row lengths, for a ratio per row (GSPO; GNDPO, arXiv 2606.09091).
     """

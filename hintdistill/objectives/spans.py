@@ -1,6 +1,6 @@
-"""The loss span of a term: which tokens of a slot carry loss, and how their weights are normalised.
+"""Apply the loss span of a term: select the tokens of a slot that carry loss, and normalise their weights.
 
-`span_mask` takes torch tensors and numpy arrays alike: the training rows are weighted before any tensor is needed.
+`span_mask` takes torch tensors and numpy arrays, because training rows are weighted before any tensor exists.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ if TYPE_CHECKING:
 
 
 def span_mask(spec: Term, facts: Mapping[str, Any], ones: Any) -> Any:
-    """Weight of each token by the loss span alone [N], before any normalisation.
+    """Return the weight of each token by the loss span only [N], before any normalisation.
 
     Args:
         facts: [N] each: `in_quote` for the spans `quote` and `quote_weighted`, `since_error` for `suffix`, `in_action` (0 on a
             step's reasoning, 1 on the rest) for `action`, and `certain` (1 where the initial policy gave the sampled token at
             least `min_probability`) for what is held.
-        ones: [N], which gives the kind and precision of the result; the weights of a whole step.
+        ones: ones [N] in the type and precision of the result: the weights of a whole step.
 
-    A twin's quoted tokens are held whatever their probability, because they were checked, as far as they are of the span; of an
-    anchor or a hold trace the whole step is the quote, and uncertain tokens carry nothing.
+    A twin's quoted tokens within the span are held whatever their probability, because they were checked. For an anchor
+    or a hold trace the whole step counts as the quote, and uncertain tokens have weight zero.
 
-    Raises KeyError for a fact that the span reads and that is not given.
+    Raises KeyError if a fact that the span needs is missing.
     """
     mask = plain_span(spec, facts, ones)
     if spec.rows == "hint" or not spec.min_probability:
@@ -37,7 +37,8 @@ def span_mask(spec: Term, facts: Mapping[str, Any], ones: Any) -> Any:
 
 
 def plain_span(spec: Term, facts: Mapping[str, Any], ones: Any) -> Any:
-    """Weight of each token by the loss span, whatever the initial policy gave it; arguments as in `span_mask`."""
+    """Return the weight of each token by the loss span, regardless of the initial policy's probability; arguments as in
+    `span_mask`."""
     if spec.span == "step":
         return ones
     if spec.span == "action":
@@ -49,10 +50,10 @@ def plain_span(spec: Term, facts: Mapping[str, Any], ones: Any) -> Any:
 
 
 def slot_scale(how: str, own: float, slots: int, total: float) -> float:
-    """Return what a slot's weights are multiplied by, so that a term's total is the number of its slots.
+    """Return the factor on a slot's weights that makes a term's total equal to the number of its slots.
 
-    Under `per_row` each slot sums to one; under the other normalisers every token weighs the same and the slots sum to one on
-    average. A slot without weight stays so.
+    Under `per_row` each slot sums to one; under the other normalisers every token has the same weight, and the slots
+    sum to one on average. A slot with zero weight stays at zero.
 
     Args:
         own: sum of the slot's weights.

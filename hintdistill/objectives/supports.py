@@ -1,8 +1,9 @@
-"""Supports: which vocabulary entries are compared, and what becomes of the rest.
+"""Define supports: the vocabulary entries that are compared, and the treatment of the remainder.
 
-Truncating a KL without its remainder changes its gradient (the optimiser lowers the mass of the kept set), so the
-remainder is one bucket, the tail: an exact KL of a coarser distribution, never above the full one. `renorm` compares
-conditional distributions instead, and has no gradient on the kept mass; `drop` is for `rkl_sg` and for one-sided sums.
+Truncating a KL without its remainder changes its gradient: the optimiser lowers the mass of the kept set. So the
+remainder becomes one bucket, the tail, which gives the exact KL of a coarser distribution, never above the full KL.
+`renorm` compares conditional distributions instead, and has no gradient on the kept mass; `drop` is for `rkl_sg` and
+for one-sided sums.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from hintdistill.objectives.checks import rows_alike, same_shape
 
 
 def gather_with_tail(logprobs: Tensor, ids: Tensor) -> Tensor:
-    """Log-probabilities of the kept ids and of everything else: [..., K+1].
+    """Return the log-probabilities of the kept ids and of all other entries together: [..., K+1].
 
     Args:
         logprobs: log-probabilities of the whole vocabulary [..., V].
         ids: kept ids [..., K], each once per row, -1 for padding; at least one per row.
 
-    Where the whole vocabulary is kept the tail is -inf and has no gradient.
+    If the whole vocabulary is kept, the tail is -inf and has no gradient.
     """
     rows_alike(logprobs=logprobs, ids=ids)
     pads = ids < 0
@@ -35,7 +36,7 @@ def gather_with_tail(logprobs: Tensor, ids: Tensor) -> Tensor:
 
 
 def union_of(*sets: Tensor) -> Tensor:
-    """Per row, the ids of all sets [..., K_i], each once, ascending, padded with -1 at the end: [..., ΣK_i]."""
+    """Return per row the sorted union of all id sets [..., K_i], padded with -1 at the end: [..., ΣK_i]."""
     ids = torch.cat(sets, -1).sort(-1).values
     again = torch.zeros_like(ids, dtype=torch.bool)
     again[..., 1:] = ids[..., 1:] == ids[..., :-1]
@@ -46,7 +47,7 @@ def union_of(*sets: Tensor) -> Tensor:
 
 
 def intersection_of(a: Tensor, b: Tensor) -> Tensor:
-    """Per row, the ids of both sets, in the order of the first, padded with -1 at the end: [..., K_a]."""
+    """Return per row the ids in both sets, in the order of the first, padded with -1 at the end: [..., K_a]."""
     rows_alike(a=a, b=b)
     both = (a[..., :, None] == b[..., None, :]).any(-1) & (a >= 0)
     return _pads_last(a.masked_fill(~both, -1))
@@ -77,16 +78,16 @@ def select(
     removed: Sequence[int] = (),
     include_sampled: bool = False,
 ) -> Tensor | None:
-    """Return the ids a support keeps, [N, K] padded with -1; None for the full vocabulary. Raises ValueError for a
-    wrong kind.
+    """Return the ids that a support keeps, [N, K] padded with -1; None for the full vocabulary. Raises ValueError for
+    an unknown kind.
 
     Args:
-        student, target: log-probabilities [N, V]; their order alone counts, so no gradient passes.
+        student, target: log-probabilities [N, V]; only their order matters, so no gradient passes.
         k: entries taken of each side. Published: 100 (SDPO, HINT-SD, HERO, ROSD), 64 (TrOPD, KAT), 50 (OpenClaw), 32
             (Revisiting OPD), 20 (SDPO with feedback), 16 (EOPD, TRB, TA-OPD), 256 (NCA).
         token_ids: the entries of a `token_set`, e.g. the tokens of the tool names.
         removed: entries that are never kept, e.g. special tokens (Revisiting OPD, arXiv 2603.25562).
-        include_sampled: keep the sampled token too, so that an error the teacher has no place for is still lowered.
+        include_sampled: also keep the sampled token, so that an error outside the teacher's top-k is still lowered.
     """
     same_shape(student=student, target=target)
     rows_alike(student=student, sampled=sampled[:, None])
@@ -114,16 +115,18 @@ def select(
     elif kind == "token_set":
         ids = torch.tensor(sorted(set(token_ids)), device=student.device).expand(len(student), -1)
     else:
-        raise ValueError(f"no support {kind!r}; the kinds are {', '.join(SUPPORTS)}")
+        raise ValueError(f"unknown support {kind!r}; the kinds are {', '.join(SUPPORTS)}")
     if include_sampled and kind not in ("full", "union"):
         ids = union_of(ids, own)
     return without(ids, torch.as_tensor(list(removed), device=ids.device)) if removed else ids
 
 
 def restrict(logprobs: Tensor, ids: Tensor | None, rest: str = "tail") -> Tensor:
-    """Log-probabilities on a support: [N, K+1] with `tail`, [N, K] with `renorm` or `drop`, [N, V] where ids is None.
+    """Return log-probabilities on a support: [N, K+1] with `tail`, [N, K] with `renorm` or `drop`, [N, V] if ids is
+    None.
 
-    A position that keeps no entry contributes nothing (all -inf) under `renorm` and `drop`, one bucket under `tail`.
+    A position without kept entries contributes nothing (all -inf) under `renorm` and `drop`, and one bucket under
+    `tail`.
     """
     if ids is None:
         return logprobs
@@ -142,7 +145,7 @@ def restrict(logprobs: Tensor, ids: Tensor | None, rest: str = "tail") -> Tensor
     if rest == "drop":
         return kept
     if rest != "renorm":
-        raise ValueError(f"no remainder {rest!r}; the kinds are {', '.join(RESTS)}")
+        raise ValueError(f"unknown remainder {rest!r}; the kinds are {', '.join(RESTS)}")
     empty = pads.all(-1, keepdim=True)
     total = torch.where(empty, 0.0, kept).logsumexp(-1, keepdim=True)
     return torch.where(pads, -torch.inf, kept - total)

@@ -1,8 +1,8 @@
-"""Targets: the distribution to match, a log-linear combination of views.
+"""Compute targets: the distribution to match, a log-linear combination of views.
 
     log q(v) = Σ_j a_j·log π_j(v) + b·1[v = y] - log Z,   then temperature, then an arithmetic share of another view
 
-One primitive holds residual anchoring, extrapolation, bridges, outcome steering, contrast with wrong hints, and the
+This one form covers residual anchoring, extrapolation, bridges, outcome steering, contrast with wrong hints, and the
 evidence target. A target never carries a gradient.
 """
 
@@ -28,14 +28,15 @@ def log_linear(
     sampled: Tensor | None = None,
     mixture: Mapping[str, float] | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
-    """Return the target's log-probabilities [N, V], detached, and metrics. Raises KeyError naming a view that is not
-    there.
+    """Return the target's log-probabilities [N, V], detached, and metrics. Raises KeyError, naming the view, if one is
+    missing.
 
     Args:
         views: log-probabilities [N, V] by name.
-        coefficients: a_j by view. AR-OPD (arXiv 2606.10385): partial 1-λ, full λ. ExOPD (2605.08737): teacher λ, initial
-            1-λ. Veto (2601.07155): teacher 1, student β. OGLS-SD (2605.12400, derived): teacher 1, succ α, fail -α.
-            Evidence: student 1, teacher 1, plain -1, in which what the engine adds to teacher and plain alike cancels.
+        coefficients: a_j by view. AR-OPD (arXiv 2606.10385): partial 1-λ, full λ. ExOPD (2605.08737): teacher λ,
+            initial 1-λ. Veto (2601.07155): teacher 1, student β. OGLS-SD (2605.12400, derived): teacher 1, succ α, fail
+            -α. Evidence: student 1, teacher 1, plain -1, in which an engine's common error of teacher and plain
+            cancels.
         anchor, residual_clip: bound each log π_j - log π_anchor to ±clip nats before it is weighted (AR-OPD: 5).
         temperature: q ∝ q^(1/τ).
         tilt, sampled: b, a number or [N], added to the sampled token's log-probability before Z.
@@ -43,7 +44,7 @@ def log_linear(
     """
     for name in [*coefficients, *(mixture or {}), *([anchor] if anchor else [])]:
         if name not in views:
-            raise KeyError(f"the target needs the view {name!r}; given: {', '.join(views)}")
+            raise KeyError(f"the target needs the view {name!r}; the given views are {', '.join(views)}")
     fixed = {n: views[n].detach() for n in [*coefficients, *(mixture or {}), *([anchor] if anchor else [])]}
     same_shape(**fixed)
     metrics: dict[str, float] = {}
@@ -56,7 +57,7 @@ def log_linear(
         logq, exact = _combined(fixed, coefficients, anchor, residual_clip, metrics), False
     if isinstance(tilt, Tensor) or tilt:
         if sampled is None:
-            raise ValueError("a tilt needs the sampled ids")
+            raise ValueError("a tilt requires the sampled ids")
         amount = tilt if isinstance(tilt, Tensor) else torch.full_like(logq[:, 0], tilt)
         logq, exact = logq.scatter_add(-1, sampled[:, None], amount.to(logq)[:, None]), False
     if temperature != 1.0:
@@ -77,7 +78,7 @@ def _combined(
     clip: float | None,
     metrics: dict[str, float],
 ) -> Tensor:
-    """Σ a_j log π_j; entries that no view holds stay -inf, also where their coefficients cancel."""
+    """Return Σ a_j log π_j; entries that no view contains stay -inf, even if their coefficients cancel."""
     gone = torch.stack([views[n] == -torch.inf for n, a in coefficients.items() if a > 0]).any(0)
     finite = {n: v.clamp(min=torch.finfo(v.dtype).min / 1e6) for n, v in views.items()}
     if anchor is None:

@@ -1,8 +1,9 @@
-"""A recipe's term at an optimiser step: its target, its support, its loss. Every way to compute a term goes through here.
+"""Resolve a recipe's term at an optimiser step: its target, support and loss. Every computation of a term uses this
+module.
 
-`BoundTerm.at(term, step)` turns every schedule into a number. Three callers differ only in what they hold: `compose.term` has
-whole distributions (and is the reference in tests), `chunked_support.linear_term` has hidden states, and
-`chunked_support.stored_term` has a stored support with its target.
+`BoundTerm.at(term, step)` turns every schedule into a number. Its three callers differ only in their data:
+`compose.term` has whole distributions (and is the reference in tests), `chunked_support.linear_term` has hidden states,
+and `chunked_support.stored_term` has a stored support with its target.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BoundTarget:
-    """A target's numbers at a step; see `targets.log_linear`."""
+    """Hold the numbers of a target at a step; see `targets.log_linear`."""
 
     loglin: Mapping[str, float]
     anchor: str | None
@@ -35,12 +36,12 @@ class BoundTarget:
 
     @property
     def views(self) -> list[str]:
-        """The views that it is made of."""
+        """The views from which the target is made."""
         return [*self.loglin, *self.mixture, *([self.anchor] if self.anchor else [])]
 
     @property
     def single(self) -> str | None:
-        """The one view that it is, if nothing has to be computed from that view."""
+        """The single view that equals the target, if no computation is needed."""
         named = [n for n, a in self.loglin.items() if a]
         if len(named) != 1 or self.loglin[named[0]] != 1 or self.anchor or self.mixture:
             return None
@@ -49,13 +50,14 @@ class BoundTarget:
 
 @dataclass(frozen=True)
 class BoundTerm:
-    """A term whose schedules are resolved at an optimiser step. Legend: N positions, V vocabulary, K kept entries."""
+    """Hold a term whose schedules are resolved at an optimiser step. Legend: N positions, V vocabulary, K kept
+    entries."""
 
     spec: Term
     step: int
     coefficient: float
     temperature: float
-    """Temperature of both student and target."""
+    """Temperature of student and target."""
     of: BoundTarget
     parameters: Mapping[str, Any]
     """Parameters of the divergence and its signal."""
@@ -87,11 +89,11 @@ class BoundTerm:
     def target(
         self, views: Mapping[str, Tensor], sampled: Tensor, signs: Tensor | None = None
     ) -> tuple[Tensor, dict[str, float]]:
-        """Return the distribution to match [N, V] from log-probabilities of its views, and metrics.
+        """Return the distribution to match [N, V], from the log-probabilities of its views, with metrics.
 
         Args:
-            sampled: int64 [N], which a tilt raises.
-            signs: [N], the advantage's signs, for a tilt that follows them.
+            sampled: int64 [N], the tokens that a tilt raises.
+            signs: [N], the signs of the advantage, for a tilt that depends on them.
         """
         of = self.of
         return log_linear(
@@ -110,7 +112,8 @@ class BoundTerm:
     ) -> Tensor | None:
         """Return the entries that are compared, int64 [N, K] padded with -1; None for the full vocabulary.
 
-        Only the order of `student` and `target` [N, V] counts, so logits do. `special_ids` is what `drop_special` removes.
+        Only the order of `student` and `target` [N, V] matters, so logits suffice. `special_ids` are the ids that
+        `drop_special` removes.
         """
         of = self.spec.support
         return select(
@@ -125,7 +128,7 @@ class BoundTerm:
         )
 
     def loss(self, student: Tensor, target: Tensor) -> Tensor:
-        """ℓ [N] of log-probabilities on the same entries, for a divergence that compares distributions; nats."""
+        """Return ℓ [N] of log-probabilities on the same entries, for a divergence that compares distributions; nats."""
         return divergence(
             self.spec.divergence.kind,
             student,
@@ -136,7 +139,7 @@ class BoundTerm:
         )
 
     def watched_loss(self, student: Tensor, target: Tensor, rest: str | None) -> tuple[Tensor, dict[str, float]]:
-        """`loss` and its metrics; `rest` says what the last entry is, see `divergences.compared`."""
+        """Return `loss` and its metrics; `rest` gives the meaning of the last entry, see `divergences.compared`."""
         return compared(
             self.spec.divergence.kind,
             student,

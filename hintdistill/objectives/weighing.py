@@ -1,7 +1,8 @@
-"""How much each token counts, and the signal of its policy gradient: everything of a term that carries no gradient.
+"""Compute the weight of each token and its policy-gradient signal: all parts of a term without a gradient.
 
-All of it is made from scores, [N] each: of one micro-batch (`scorebank.ScoreBank`), or of all micro-batches of an optimiser step
-joined (`KnownScores`), so that quantiles, maxima and normalisers are those of the step however it is cut; see `over_step`.
+They are computed from scores, [N] each, of one micro-batch (`scorebank.ScoreBank`) or of all micro-batches of an
+optimiser step together (`KnownScores`). In the second case quantiles, maxima and normalisers do not depend on the
+micro-batches; see `over_step`.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ if TYPE_CHECKING:
     from hintdistill.recipes.schema import Coupling, WeightSpec
 
 Draws = torch.Generator | Sequence[torch.Generator] | None
-"""For shapes that draw: one generator, or one for each row."""
+"""Random generators for shapes that draw: one, or one for each row."""
 
 
 class Bank(Protocol):
-    """Scores of N tokens in rows."""
+    """Provide scores of N tokens in rows."""
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of each row."""
+        """Number of tokens of each row."""
 
     @property
     def own(self) -> Tensor:
@@ -37,17 +38,17 @@ class Bank(Protocol):
 
     @property
     def theirs(self) -> Tensor:
-        """The target's [N]."""
+        """The target's log-probability of each sampled token [N]."""
 
     def recorded(self) -> Tensor:
-        """Return the sampler's [N]."""
+        """Return the sampling policy's log-probability of each token [N]."""
 
     def __getitem__(self, name: str) -> Tensor:
         """Return a score by name."""
 
 
 class KnownScores:
-    """Scores that were read before, of rows of several micro-batches one after another."""
+    """Hold scores that were read earlier, for the rows of several micro-batches one after another."""
 
     def __init__(
         self, scores: Mapping[str, Tensor], own: Tensor, theirs: Tensor, then: Tensor | None, lengths: Sequence[int]
@@ -55,9 +56,9 @@ class KnownScores:
         self.scores, self.own, self.theirs, self.then, self.lengths = scores, own, theirs, then, list(lengths)
 
     def recorded(self) -> Tensor:
-        """Return the sampler's log-probability of each token [N]. Raises KeyError if it was not read."""
+        """Return the sampling policy's log-probability of each token [N]. Raises KeyError if it was not read."""
         if self.then is None:
-            raise KeyError("the sampler's log-probabilities were not read")
+            raise KeyError("the log-probabilities of the sampling policy were not read")
         return self.then
 
     def __getitem__(self, name: str) -> Tensor:
@@ -67,31 +68,31 @@ class KnownScores:
 
 @dataclass(frozen=True)
 class Fixed:
-    """What a term's weights and signal are; N tokens."""
+    """Hold a term's weights and signal for N tokens."""
 
     weights: Tensor
     """W_t [N], without the base weights."""
     factor: Tensor
-    """What makes a gate no change of the learning rate [N]."""
+    """Factor [N] that keeps a gate from changing the learning rate."""
     signal: Tensor | None
-    """A_t [N] of a policy gradient, without a baseline; None of other divergences."""
+    """A_t [N] of a policy gradient, without a baseline; None for other divergences."""
     metrics: Mapping[str, float]
 
     def split(self, lengths: Sequence[int]) -> list[Fixed]:
-        """Return the same by rows."""
+        """Return the same values, split by rows."""
         of = list(lengths)
         signals_of = [None] * len(of) if self.signal is None else self.signal.split(of)
         parts = zip(self.weights.split(of), self.factor.split(of), signals_of, strict=True)
         return [Fixed(w, f, s, self.metrics) for w, f, s in parts]
 
     def to(self, device: torch.device) -> Fixed:
-        """Return the same on a device."""
+        """Return the same values on a device."""
         signal = None if self.signal is None else self.signal.to(device)
         return Fixed(self.weights.to(device), self.factor.to(device), signal, self.metrics)
 
     @classmethod
     def joined(cls, parts: Sequence[Fixed]) -> Fixed:
-        """Rows one after another; their metrics are those of the first."""
+        """Join rows one after another; the metrics are those of the first."""
         signal = [p.signal for p in parts if p.signal is not None]
         return cls(
             torch.cat([p.weights for p in parts]),
@@ -103,15 +104,15 @@ class Fixed:
 
 @dataclass(frozen=True)
 class Drawn:
-    """What weights draw on beside the scores, and what the terms of a batch share."""
+    """Hold the inputs of weights besides scores, which the terms of a batch share."""
 
     masks: dict[str, Tensor]
-    """By `id`, for another term's `ref`."""
+    """Masks by `id`, for the `ref` of another term."""
     generator: Draws = None
 
 
 def weigh(now: BoundTerm, bank: Bank, base: Tensor, coupling: Coupling | None, drawn: Drawn) -> Fixed:
-    """Return a term's weights, their renormalisation and the signal of its policy gradient, from scores; `base` [N] are
+    """Return a term's weights, their renormalisation, and its policy-gradient signal, from scores; `base` [N] are
     static weights."""
     metrics: dict[str, float] = {}
     spec = now.spec
@@ -125,7 +126,7 @@ def weigh(now: BoundTerm, bank: Bank, base: Tensor, coupling: Coupling | None, d
 
 
 def scores_of(now: BoundTerm, coupling: Coupling | None) -> set[str]:
-    """Return the scores that `weigh` reads of a term."""
+    """Return the scores that `weigh` reads for a term."""
     spec = now.spec
     names = {s for w in spec.weights for s in w.scores()}
     if spec.divergence.entry.has_signal and spec.divergence.signal == "tanh_contrast":
@@ -139,7 +140,7 @@ def scores_of(now: BoundTerm, coupling: Coupling | None) -> set[str]:
 
 @dataclass(frozen=True)
 class _Weighing:
-    """What weights are made of, and where the metrics of their shapes go."""
+    """Hold the inputs of weights, and collect the metrics of their shapes."""
 
     bank: Bank
     valid: Tensor
@@ -148,7 +149,7 @@ class _Weighing:
     metrics: dict[str, float]
 
     def shaped(self, shape: str, score: Tensor, parameters: Mapping[str, Any]) -> Tensor:
-        """Return a score [N] under a shape at this step."""
+        """Return a score [N] after a shape, at this step."""
         context = {"valid": self.valid, "lengths": self.bank.lengths, "generator": self.drawn.generator}
         weight, metrics = shapes.apply(shape, score, at_step(parameters, self.step), **context)
         self.metrics.update({f"{shape}/{k}": v for k, v in metrics.items()})
@@ -156,7 +157,7 @@ class _Weighing:
 
 
 def product(specs: Sequence[WeightSpec], of: _Weighing) -> Tensor:
-    """Product of the weights [N], detached."""
+    """Return the product of the weights [N], detached."""
     out = torch.ones_like(of.bank.own)
     for spec in specs:
         out = out * _weight(spec, of)
@@ -183,7 +184,8 @@ def _weight(spec: WeightSpec, of: _Weighing) -> Tensor:
 
 
 def _renormalised(normalize: str, base: Tensor, weights: Tensor, lengths: Sequence[int]) -> tuple[Tensor, float]:
-    """Factor [N] that makes a gate no change of the learning rate, and the share of base weight that is kept."""
+    """Return the factor [N] that keeps a gate from changing the learning rate, and the kept share of the base
+    weight."""
     kept = base * (weights != 0)
     share = float(kept.sum() / base.sum().clamp(min=1e-12))
     ones = torch.ones_like(weights)
@@ -198,9 +200,10 @@ def _renormalised(normalize: str, base: Tensor, weights: Tensor, lengths: Sequen
 
 
 def _signal(now: BoundTerm, bank: Bank, coupling: Coupling | None) -> tuple[Tensor, dict[str, float]]:
-    """Return the signal of each token [N], detached, and what a coupling did to it.
+    """Return the signal of each token [N], detached, with the metrics of its coupling.
 
-    With `gap_at: sampling` log S(y) is what the sampler said, so that the signal stays what it was when the token was drawn.
+    With `gap_at: sampling`, log S(y) is the value at the time of sampling, so that the signal does not change after the
+    token was drawn.
     """
     name, p, t = now.spec.divergence.signal, now.parameters, bank.theirs
     s = bank.recorded() if p.get("gap_at") == "sampling" else bank.own

@@ -1,6 +1,6 @@
-"""Recipes: named objectives as data. Torch-free; what they name is computed in `hintdistill.objectives`.
+"""Define recipes, named objectives as data. Torch-free; `hintdistill.objectives` computes their parts.
 
-`load_recipe("hint_sd")` gives a validated, frozen tree; `needs` says what it asks for beyond a hint and a student.
+`load_recipe("hint_sd")` gives a validated, frozen tree; `needs` lists its requirements beyond a hint and a student.
 """
 
 from hintdistill.recipes.library import DEFAULT, load_recipe, recipe_folder, recipe_names

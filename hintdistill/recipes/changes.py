@@ -1,7 +1,8 @@
-"""What of a method a changed recipe no longer does, in words: no run, card or report claims a method that did not train.
+"""Describe how a changed recipe departs from its method, so that no run, card or report claims a method that did not
+train.
 
-A recipe is named after a method. Overrides may change its rates, coefficients and bounds, and it is still that method; who
-the teacher is and what it reads, the targets, what is compared and how, the weights and the coupling define it.
+A recipe is named after a method. Overrides of rates, coefficients and bounds do not change the method. It is defined by
+the teacher and its context, the targets, the comparison, the weights and the coupling.
 """
 
 from __future__ import annotations
@@ -14,17 +15,16 @@ from hintdistill.recipes.library import load_recipe, recipe_names
 from hintdistill.recipes.schema import Recipe, Term, WeightSpec
 
 STEPS = {"findings": "steps with a finding", "every": "every step", "final": "the last step"}
-"""`data.steps` in words."""
+"""Values of `data.steps` in words."""
 
 
 def changes(recipe: Recipe, read: str | None = None, steps: str | None = None) -> tuple[str, ...]:
-    """List what of its method a recipe does not do: as shipped, and where it differs from the shipped one in what defines it.
-
-    Nothing for a recipe of one's own name.
+    """List the departures of a recipe from its method: those of the shipped recipe, and defining differences from the
+    shipped one. Empty for a recipe under a new name.
 
     Args:
-        read: the context maker that the run's `inject.hint` names in place of the recipe's own.
-        steps: the same of `inject.steps`.
+        read: the context maker that the run's `inject.hint` names instead of the recipe's own.
+        steps: the same for `inject.steps`.
     """
     if recipe.name not in recipe_names():
         return ()
@@ -34,18 +34,18 @@ def changes(recipe: Recipe, read: str | None = None, steps: str | None = None) -
 
 
 def called(recipe: Recipe, read: str | None = None, steps: str | None = None) -> str:
-    """Name a recipe as what it is: `sdft`, or `sdft, changed: the teacher reads the critic, …`; see `changes`."""
+    """Return a recipe's accurate name: `sdft`, or `sdft, changed: the teacher reads the critic, …`; see `changes`."""
     found = changes(recipe, read, steps)
     return f"{recipe.name}, changed: {'; '.join(found)}" if found else recipe.name
 
 
 def rollouts(recipe: Recipe) -> str:
-    """Say on whose rollouts the method is published, and what a run has in their place."""
+    """State whose rollouts the method was published with, and which rollouts a run uses instead."""
     if recipe.data.rollout.source == "traces":
         return "recorded, as published"
     return (
-        "recorded before the training; published on rollouts that the student samples while it trains "
-        "(`run.rounds` samples between trainings)"
+        "recorded before training; published with rollouts that the student samples during training (`run.rounds` "
+        "samples between trainings)"
     )
 
 
@@ -63,7 +63,7 @@ def _changes(own: Recipe, now: Recipe, read: str | None, steps: str | None) -> I
         if name not in now.views:
             yield f"without the view {name}"
         elif now.views[name] != view:
-            yield f"the view {name} is another"
+            yield f"the view {name} is different"
     yield from _coupling(own, now)
     mine, theirs = (_hints(r) for r in (own, now))
     for name, term in mine.items():
@@ -77,7 +77,7 @@ def _changes(own: Recipe, now: Recipe, read: str | None, steps: str | None) -> I
 
 
 def _hints(recipe: Recipe) -> dict[str, Term]:
-    """Return the terms that make the method; what holds the student elsewhere is no part of it."""
+    """Return the terms that define the method, without those that hold the student elsewhere."""
     return {n: t for n, t in recipe.terms.items() if t.rows == "hint"}
 
 
@@ -86,21 +86,21 @@ def _coupling(own: Recipe, now: Recipe) -> Iterator[str]:
     if a.kind != b.kind:
         yield f"the coupling is {b.kind}, not {a.kind}"
     elif _weights(a.credit) != _weights(b.credit) or a.keep_sign != b.keep_sign:
-        yield "another credit meets the advantage"
+        yield "the advantage is combined with a different credit"
 
 
 def _term(name: str, own: Term, now: Term) -> Iterator[str]:
     if _target(own) != _target(now):
-        yield f"{name} has another target"
+        yield f"{name} has a different target"
     a, b = own.divergence, now.divergence
     if (a.kind, a.signal) != (b.kind, b.signal):
         yield f"{name} is {_of(b.kind, b.signal, now)}, not {_of(a.kind, a.signal, own)}"
     elif _words(a.parameters) != _words(b.parameters) or (a.pointwise_clip is None) != (b.pointwise_clip is None):
-        yield f"{name} is another form of {a.kind}"
+        yield f"{name} is a different form of {a.kind}"
     if (own.support.kind, own.support.rest) != (now.support.kind, now.support.rest):
         yield f"{name} compares {now.support.kind} ({now.support.rest}), not {own.support.kind} ({own.support.rest})"
     if _weights(own.weights) != _weights(now.weights):
-        yield f"{name} has other weights"
+        yield f"{name} has different weights"
     if own.span != now.span:
         yield f"{name} uses the span {now.span}, not {own.span}"
     if own.student_view != now.student_view:
@@ -118,19 +118,19 @@ def _of(kind: str, signal: str, term: Term) -> str:
 
 
 def _target(term: Term) -> Any:
-    """Return the views of a target and how they enter; not by how much, unless one is taken away."""
+    """Return the views of a target and how they enter, without their amounts, unless one is removed."""
     of = term.target
     views = {n for n, a in of.loglin.items() if not _nothing(a)}
     return views, of.anchor, sorted(of.mixture), of.tilt_sign, _nothing(of.tilt)
 
 
 def _words(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parameters that are words, and which numbers are given: a bound that is taken away is another form."""
+    """Return the parameters that are words, and which numbers are set: removing a bound makes another form."""
     return {k: v if isinstance(v, str) else None for k, v in parameters.items()}
 
 
 def _weights(weights: Iterable[WeightSpec]) -> list[Any]:
-    """Return what weights are made of, without their numbers."""
+    """Return the composition of weights, without their numbers."""
     return [
         (w.score, w.shape, w.invert, w.times_sign, w.ref, *(_weights(x) for x in (w.soft_or, w.product, w.then)))
         for w in weights

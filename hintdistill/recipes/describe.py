@@ -1,4 +1,4 @@
-"""A recipe in words: formula, source, confidence, needs, and what it promises of the error token."""
+"""Describe a recipe in words: formula, source, confidence, needs, and its effect on the error token."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CONFIDENCE = {
 PROMISE = {
     "yes": "yes",
     "conditional": "under a condition",
-    "no": "not by the teacher's doing",
+    "no": "not caused by the teacher",
 }
 
 
@@ -43,7 +43,7 @@ DIVERGENCES = {
     "jsd": "Jensen-Shannon divergence",
     "skew": "skew KL",
     "skew_rkl": "skew reverse KL",
-    "mix": "both KLs",
+    "mix": "both KL directions",
     "rkl_sg": "reverse KL with its kept mass held",
     "ce_topk": "cross-entropy",
     "nll": "likelihood of what was sampled",
@@ -54,7 +54,7 @@ SUPPORTS = {
     "student_topk": "the student's top {k}",
     "teacher_topk": "the teacher's top {k}",
     "union": "both top {k} and the sampled token",
-    "intersection": "what both top {k} share",
+    "intersection": "the common entries of both top {k}",
     "token_set": "a list of tokens",
     "full": "the whole vocabulary",
 }
@@ -67,23 +67,23 @@ SPANS = {
 }
 
 SCORES = {
-    "importance": "how likely the student still is to say it",
+    "importance": "the student's probability of the token",
     "gap": "the gap between teacher and student",
     "ratio": "the teacher's probability over the student's",
     "evidence": "what the context changes for the teacher",
-    "contrast": "right against wrong contexts",
-    "accept": "whether the token is among the teacher's first",
+    "contrast": "the contrast of right and wrong contexts",
+    "accept": "whether the token is among the teacher's top tokens",
     "H_S": "the student's entropy",
     "H_T": "the teacher's entropy",
     "div": "how far the two are apart",
     "div_union": "how far the two are apart",
     "div_tail64": "how far the two are apart, over windows",
     "div_forward": "how far the two are apart",
-    "compat": "how much of the teacher the student's first tokens hold",
-    "overlap": "how many of their first tokens are the same",
+    "compat": "the teacher's mass on the student's top tokens",
+    "overlap": "the overlap of their top tokens",
     "mean_logT": "how likely the teacher finds the step",
-    "rollout_ppl_S": "the rollout's perplexity for the student among its like",
-    "rollout_ppl_T": "the rollout's perplexity for the teacher among its like",
+    "rollout_ppl_S": "the rollout's perplexity for the student, relative to rollouts with the same outcome",
+    "rollout_ppl_T": "the rollout's perplexity for the teacher, relative to rollouts with the same outcome",
     "reward": "how the rollout ended",
     "advantage": "the advantage",
     "adv_sign": "the advantage's sign",
@@ -93,13 +93,13 @@ SCORES = {
     "since_error": "the distance from the error",
     "token_id": "which token it is",
     "surprisal": "the student's surprise",
-    "key_span": "whether it was done right there",
+    "key_span": "whether the step was right",
     "error_span": "whether it is quoted as the error",
 }
 
 
 def trains_on(recipe: Recipe) -> str:
-    """Say in plain words what a run trains with it: who the teacher is, what it reads, how they are compared, over what."""
+    """Describe a run's training in plain words: the teacher, its context, the comparison, and the tokens."""
     who = WEIGHTS.get(recipe.teacher.update, recipe.teacher.update)
     context = HINT_SOURCES.get(parts.HINTS.get(recipe.data.hint.kind).source)
     reads = context.reads or f"what the hint source {context.name} writes"
@@ -119,7 +119,7 @@ def trains_on(recipe: Recipe) -> str:
             f"the teacher, {who}, reads {reads}",
             *others,
             *terms,
-            *([f"beside it {', '.join(held)}"] if held else []),
+            *([f"in addition, {', '.join(held)}"] if held else []),
             *(["the sign is that of the reward minus the task's mean"] if rewarded else []),
         ]
     )
@@ -133,7 +133,7 @@ def _loss(term: Term) -> str:
     """Return one term in words."""
     span, how = SPANS.get(term.span, term.span), term.divergence
     read = dict.fromkeys(s for w in term.weights for s in sorted(w.scores()))
-    said = [SCORES.get(s, s) for s in read] or ["what another term leaves out"]
+    said = [SCORES.get(s, s) for s in read] or ["the tokens that another term leaves out"]
     weighed = f", weighted by {', '.join(dict.fromkeys(said))}" if term.weights else ""
     if how.entry.has_signal:
         return f"policy gradient on the sampled tokens of {span} (signal {how.signal}){weighed}"
@@ -146,7 +146,7 @@ def _loss(term: Term) -> str:
 
 
 def summary(recipe: Recipe) -> dict[str, Any]:
-    """Return one line's worth of a recipe."""
+    """Return a summary of a recipe in one line."""
     return {
         "name": recipe.name,
         "verdict": recipe.verdict,
@@ -157,7 +157,7 @@ def summary(recipe: Recipe) -> dict[str, Any]:
 
 
 def document(recipe: Recipe) -> dict[str, Any]:
-    """Everything about a recipe, as plain data."""
+    """Return everything about a recipe as plain data."""
     return {
         **summary(recipe),
         "trains_on": trains_on(recipe),
@@ -180,24 +180,26 @@ def document(recipe: Recipe) -> dict[str, Any]:
 
 
 def settings(recipe: Recipe) -> dict[str, Any]:
-    """Return the keys that can be set under `train.recipe`, as the recipe has them."""
+    """Return the keys that can be set under `train.recipe`, with the recipe's values."""
     keys = {"data", "views", "teacher", "terms", "coupling"}
     return recipe.model_dump(mode="json", by_alias=True, include=keys, exclude_defaults=True)
 
 
 FORMER: dict[str, Any] = {"kind": "objective", "extra_needs": [], "controllers": []}
-"""Keys that recipes had until version 0.2, at the value that every run had: what was keyed with them is still found."""
+"""Keys that recipes had until version 0.2, with the value that every run had, so that results keyed with them are still
+found."""
 
 
 def content(recipe: Recipe) -> dict[str, Any]:
-    """Return everything of a recipe that a result is keyed by; an external model by its weights, which are not here."""
+    """Return the content of a recipe by which a result is keyed. An external model is keyed by its weights, which are
+    not included here."""
     return FORMER | recipe.model_dump(mode="json", exclude={"teacher": {"model"}})
 
 
 def over_step(recipe: Recipe) -> list[str]:
-    """Return what the recipe takes from all rows of an optimiser step together; empty if nothing is.
+    """Return the quantities that the recipe computes over all rows of an optimiser step; empty if there are none.
 
-    Static weights (loss span and normaliser) are not among it: those are counted over the whole data set.
+    Static weights (loss span and normaliser) are not included, because they are computed over the whole data set.
     """
     out: dict[str, None] = {}
 
@@ -219,7 +221,7 @@ def over_step(recipe: Recipe) -> list[str]:
 
 
 def over_step_costs(recipe: Recipe) -> str | None:
-    """Return what taking weights over an optimiser step costs, in words; None if the recipe takes none."""
+    """Return the cost of computing weights over an optimiser step, in words; None if the recipe has no such weights."""
     if not over_step(recipe):
         return None
     views = [n for n in recipe.used_views("hint") if n != "student"]
@@ -227,8 +229,9 @@ def over_step_costs(recipe: Recipe) -> str | None:
     own = {n for n, v in recipe.used_views("hint").items() if (v.weights, v.context) == ("live", "plain")}
     read = ["the student", *(n for n in views if n not in own)]
     return (
-        f"where a step has several micro-batches or processes, one more forward pass without gradient of {', '.join(read)} "
-        "(of the student alone where targets are stored); nothing where train.micro_batch_size is left out"
+        "if a step has several micro-batches or processes, one more forward pass without gradient of "
+        f"{', '.join(read)} (of the student only, if targets are stored); nothing if train.micro_batch_size is not "
+        "set"
     )
 
 
@@ -257,7 +260,7 @@ def text(recipe: Recipe) -> str:
     lines += ["", "needs:" if wanted else "needs: a hint and a student, nothing else"]
     lines += [f"  {n.name}: {n.why}\n    → {n.how}" for n in wanted]
     if statistics := over_step(recipe):
-        lines += ["", "taken over all rows of an optimiser step:", *(f"  {s}" for s in statistics)]
+        lines += ["", "computed over all rows of an optimiser step:", *(f"  {s}" for s in statistics)]
         lines += [f"  cost: {over_step_costs(recipe)}"]
     data = settings(recipe)
     if data:

@@ -1,4 +1,5 @@
-"""Recipe files: find, merge with overrides, validate. `configs/recipes/NAME.yaml`, one recipe a file."""
+"""Find recipe files, merge them with overrides, and validate them. Each `configs/recipes/NAME.yaml` holds one
+recipe."""
 
 from __future__ import annotations
 
@@ -23,23 +24,23 @@ from hintdistill.recipes.parts import SIGNALS
 from hintdistill.recipes.removed import why_removed
 from hintdistill.recipes.schema import Recipe
 
-_WORDS = "no run used it; describe it in words under `published:` (or `ours:`)"
+_WORDS = "it had no effect on runs; describe it in words under `published:` (or `ours:`)"
 REMOVED = {
-    "data.locator": f"the critic says where a run's errors are; {_WORDS}",
+    "data.locator": f"the critic locates a run's errors; {_WORDS}",
     **{
         f"data.rollout.{key}": _WORDS
         for key in ("n", "group", "top_p", "share", "coin", "length", "schedule", "live_traffic")
     },
-    "data.hint.max_sentences": f"the critic's prompt bounds its hints; {_WORDS}",
+    "data.hint.max_sentences": f"the critic's prompt limits its hints; {_WORDS}",
     "data.hint.no_answer": f"the gate's check `leak` refuses such hints; {_WORDS}",
     "diagnostics": f"`hintdistill.objectives.diagnostics` has the functions; {_WORDS}",
     "kind": "every recipe is an objective; docs/methods.md lists the methods that are not",
-    "extra_needs": "what a recipe needs follows from its other keys",
-    "controllers": "teacher.update=cgtr is the one controller that a training had; leave the key out",
+    "extra_needs": "the needs of a recipe follow from its other keys",
+    "controllers": "teacher.update=cgtr is the only controller that training ever had; leave the key out",
 }
 """Key that recipes once had → what to write instead."""
 DEFAULT = "targeted"
-"""The recipe of a run that names none."""
+"""The default recipe of a run."""
 
 
 def recipe_folder() -> Path:
@@ -48,7 +49,7 @@ def recipe_folder() -> Path:
 
 
 def recipe_names() -> list[str]:
-    """Return the shipped recipes."""
+    """Return the names of the shipped recipes."""
     return sorted(p.stem for p in recipe_folder().glob("*.yaml"))
 
 
@@ -57,14 +58,14 @@ def load_recipe(
     overrides: Mapping[str, Any] | None = None,
     beneath: Mapping[str, Any] | None = None,
 ) -> Recipe:
-    """Return a recipe by name, by file (`*.yaml`), or as a mapping whose `preset` names what it starts from.
+    """Return a recipe by name, from a file (`*.yaml`), or from a mapping whose `preset` names the recipe that it
+    extends.
 
-    Overrides are merged into it, key by key; null takes a term or view away, and a divergence of another kind, or another
-    signal, leaves the old one's parameters behind. A term that the preset does not have must say its `rows`, or its `target`
-    and `divergence`.
+    Overrides are merged key by key. null removes a term or view. A new kind of divergence or signal drops the old one's
+    parameters. A term that the preset does not have must give its `rows`, or its `target` and `divergence`.
 
     Args:
-        beneath: terms by name, which a preset without them gets where the mapping changes keys of them.
+        beneath: terms by name; a preset that lacks one gets it if the mapping changes keys of it.
 
     Raises:
         ConfigError: no such recipe, an unknown part or key (with the nearest name), or a contradiction (with the reason).
@@ -77,7 +78,7 @@ def load_recipe(
     for term, keys in terms.items():
         if isinstance(keys, Mapping) and "divergence" not in keys:
             raise ConfigError(
-                f"recipe {name}: no term `{term}`{nearest(str(term), [t for t in terms if t != term])}",
+                f"recipe {name} has no term `{term}`{nearest(str(term), [t for t in terms if t != term])}",
                 hint="a term of your own must name its divergence",
             )
     recipe = validate(merged, f"recipe {name}")
@@ -85,12 +86,12 @@ def load_recipe(
     read = [name for rows in get_args(TargetKind) for name in recipe.used_names(rows)]
     for view in recipe.views:
         if view not in shipped and view not in read:
-            raise ConfigError(f"recipe {name}: nothing reads the view `{view}`{nearest(view, read)}")
+            raise ConfigError(f"recipe {name}: no term reads the view `{view}`{nearest(view, read)}")
     return recipe
 
 
 def validate(data: Mapping[str, Any], where: str) -> Recipe:
-    """Plain data → Recipe. Raises ConfigError naming every offending key."""
+    """Turn plain data into a Recipe. Raises ConfigError that names every offending key."""
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
@@ -110,7 +111,10 @@ def _line(error: Any) -> str:
         return f"unknown key `{where}`{nearest(place[-1], _all_keys())}"
     if error["type"] == "literal_error":
         known = re.findall(r"'([^']*)'", error["ctx"]["expected"])
-        return f"{where}: unknown word `{error['input']}`{nearest(str(error['input']), known)}; there are {', '.join(known)}"
+        return (
+            f"{where}: unknown word `{error['input']}`{nearest(str(error['input']), known)}; known are "
+            f"{', '.join(known)}"
+        )
     return f"{where}: {error['msg'].removeprefix('Value error, ')}"
 
 
@@ -138,10 +142,12 @@ def _resolved(what: str | Mapping[str, Any], beneath: Mapping[str, Any] | None =
             raise ConfigError(f"no recipe file at {path}")
         if why := why_removed(what):
             raise ConfigError(
-                f"no recipe `{what}`: {why}", hint="docs/methods.md lists every method, with and without a recipe"
+                f"there is no recipe `{what}`: {why}",
+                hint="docs/methods.md lists every method, with and without a recipe",
             )
         raise ConfigError(
-            f"no recipe `{what}`{nearest(what, recipe_names())}", hint="`hintdistill recipes list` shows what there is"
+            f"there is no recipe `{what}`{nearest(what, recipe_names())}",
+            hint="`hintdistill recipes list` shows all recipes",
         )
     data = recipe_paths(_read(path), "", partial(relative_to_file, path))
     if data.get("preset"):
@@ -156,32 +162,32 @@ def _resolved(what: str | Mapping[str, Any], beneath: Mapping[str, Any] | None =
 
 
 def _titled(data: dict[str, Any], own: Mapping[str, Any], preset: str, name: str) -> dict[str, Any]:
-    """Return a recipe of another name than what it starts from does not bear the title of that, unless it says so
-    itself."""
+    """Give a recipe under a new name its own title instead of its preset's, unless it sets one itself."""
     if name != preset and "title" not in own:
-        data["title"] = f"a recipe of one's own, begun from {preset}"
+        data["title"] = f"a user's own recipe, based on {preset}"
     return data
 
 
 def _over(
     start: Mapping[str, Any], own: Mapping[str, Any], name: str, beneath: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Return what changes a recipe, merged into it. Raises ConfigError for keys of a term that the recipe does not
+    """Return a recipe's data with the changes merged in. Raises ConfigError for keys of a term that the recipe does not
     have."""
     there, changed = start.get("terms") or {}, own.get("terms")
     for term, keys in changed.items() if isinstance(changed, Mapping) else ():
         if keys is None and term not in there and term not in HELD:
             # a default term that is not there may be taken away: it is what was wanted
             raise ConfigError(
-                f"recipe {name}: no term `{term}` to take away{nearest(str(term), there)}",
+                f"recipe {name} has no term `{term}` that could be removed{nearest(str(term), there)}",
                 hint=f"its terms are {', '.join(there) or 'none'}",
             )
         if term in there or not isinstance(keys, Mapping) or "rows" in keys or {"target", "divergence"} <= keys.keys():
             continue
         if term not in (beneath or {}):
             raise ConfigError(
-                f"recipe {name}: no term `{term}`{nearest(str(term), there)}; its terms are {', '.join(there) or 'none'}",
-                hint="a term of your own must say which rows it is of (rows: hint, anchor, hold or twin) and its divergence",
+                f"recipe {name} has no term `{term}`{nearest(str(term), there)}; its terms are "
+                f"{', '.join(there) or 'none'}",
+                hint="a term of your own must name its rows (hint, anchor, hold or twin) and its divergence",
             )
         start = merge(start, {"terms": {term: (beneath or {})[term]}})
     return merge(start, own)
@@ -199,12 +205,13 @@ def _read(path: Path) -> dict[str, Any]:
 
 @lru_cache(maxsize=128)
 def _parsed(text: str) -> Any:
-    """Parse a recipe file's text once: validating one configuration asks for the default recipe several times."""
+    """Parse a recipe file's text once, because validating one configuration reads the default recipe several times."""
     return yaml.safe_load(text)
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Change keys of a recipe's plain data; null takes a key away, and neither argument is changed. See `load_recipe`."""
+    """Change keys of a recipe's plain data; null removes a key, and both arguments stay unchanged. See
+    `load_recipe`."""
     out = dict(base)
     for key, value in over.items():
         old = out.get(key)

@@ -1,4 +1,4 @@
-"""What a recipe needs beyond a hint and a student, and what a configuration lacks for it to run."""
+"""Determine the needs of a recipe beyond a hint and a student, and those that a configuration does not meet."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ HOW = {
     "frozen_ids": "list them: train.recipe.terms.<term>.weights=[{score: token_id, shape: freeze, ids: [...]}]; "
     "objectives.diagnostics.rock_tokens finds them",
 }
-"""What to do about each need."""
+"""Way to meet each need."""
 
 
 @dataclass(frozen=True)
 class Need:
-    """One thing that a recipe needs."""
+    """Describe one thing that a recipe needs."""
 
     name: str
     why: str
 
     @property
     def how(self) -> str:
-        """What would meet it."""
+        """How to meet it."""
         return HOW[self.name]
 
 
 def needs(recipe: Recipe) -> list[Need]:
-    """Everything the recipe needs, each once, with the key that asks for it."""
+    """Return everything that the recipe needs, each once, with the key that causes it."""
     found: dict[str, str] = {}
 
     def add(names: Collection[str], why: str) -> None:
@@ -55,7 +55,7 @@ def needs(recipe: Recipe) -> list[Need]:
     if teacher.weights == "round_start" and "initial" in recipe.used_names("hint"):
         add(
             ["in_step_teacher"],
-            "the view initial is not the stored plain view of a teacher that starts again in each round",
+            "the view initial differs from the stored plain view if the teacher restarts in each round",
         )
     if recipe.coupling.kind != "none":
         add(["reward"], f"coupling.kind is {recipe.coupling.kind}")
@@ -105,7 +105,7 @@ def _term_needs(name: str, term: Term, add: object) -> None:
 
 
 def every_weight(weights: Iterable[WeightSpec]) -> Iterator[WeightSpec]:
-    """Yield weights and what they are made of."""
+    """Yield all weights, including their parts."""
     for weight in weights:
         yield weight
         yield from every_weight((*weight.soft_or, *weight.product, *weight.then))
@@ -121,26 +121,27 @@ def _score_needs(where: str, scores: set[str], add: object) -> None:
 
 
 def reads_reward(recipe: Recipe) -> bool:
-    """Return whether it needs to know of each trace how it ended."""
+    """Return whether it needs the reward of each trace."""
     return any(n.name == "reward" for n in needs(recipe))
 
 
 def reads_advantage(recipe: Recipe) -> bool:
-    """Return whether it has nothing to learn where all rollouts that are compared have one reward."""
+    """Return whether it has nothing to learn if all compared rollouts have the same reward."""
     return any(n.name == "several_rollouts" for n in needs(recipe))
 
 
 def missing(recipe: Recipe, available: Collection[str]) -> list[Need]:
-    """Return the needs that are not among what is available."""
+    """Return the needs that are not available."""
     return [n for n in needs(recipe) if n.name not in available]
 
 
 def require_met(recipe: Recipe, available: Collection[str]) -> None:
-    """Raise ConfigError naming every missing piece, why it is needed and what would meet it."""
+    """Raise ConfigError, which names every missing need, its reason and how to meet it."""
     lacking = missing(recipe, available)
     if lacking:
         text = "; ".join(f"{n.name} ({n.why}): {n.how}" for n in lacking)
         raise ConfigError(
             f"the recipe {recipe.name} needs what this run does not have: {text}",
-            hint=f"`hintdistill recipes show {recipe.name}` lists all it needs; any key of it can be set under train.recipe",
+            hint=f"`hintdistill recipes show {recipe.name}` lists all its needs; any of its keys can be set under "
+            "train.recipe",
         )

@@ -1,7 +1,7 @@
-"""The parts that a recipe may name: what `hintdistill.objectives` computes, as data.
+"""List the parts that a recipe may name, as data; `hintdistill.objectives` computes them.
 
-Torch-free, so that a recipe is checked before anything heavy is loaded. Divergences, shapes and kinds of hint are entries of
-registries (`core.parts`); the tables here are closed lists, which a test holds against the functions.
+Torch-free, so that a recipe is checked before anything heavy is loaded. Divergences, shapes and kinds of hint are
+entries of registries (`core.parts`); the tables here are closed lists, which a test compares with the functions.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ SUPPORTS = ("sampled", "full", "student_topk", "teacher_topk", "union", "interse
 RESTS = ("tail", "renorm", "drop")
 
 BATCH_SIGNALS = frozenset({"znorm", "scale_only"})
-"""Signals of a policy gradient that are scaled by the batch's own spread."""
+"""Signals of a policy gradient that are scaled by the spread of the batch."""
 
 FULL_VOCABULARY_SCORES = frozenset(
     {"H_S", "H_T", "div", "div_forward", "div_union", "div_tail64", "compat", "overlap", "accept", "teacher_max"}
@@ -39,7 +39,7 @@ SCORES: dict[str, tuple[str, ...]] = {
     "ppl_S": (),
     "ppl_T": (),
 }
-"""Computed scores, with the views they read beside student and target."""
+"""Computed scores, with the views that they read besides student and target."""
 FACTS: dict[str, tuple[str, ...]] = {
     "in_quote": (),
     "since_error": (),
@@ -51,15 +51,15 @@ FACTS: dict[str, tuple[str, ...]] = {
     "rollout_ppl_S": ("reward",),
     "rollout_ppl_T": ("reward",),
 }
-"""Scores that the caller supplies, with what a run needs for them; those without are known for every row of a run."""
+"""Scores that the caller supplies, with the need of each; a score without a need is known for every row of a run."""
 
 SET_SCORES = frozenset({"rollout_ppl_S", "rollout_ppl_T"})
-"""Facts that say a set's values of each token, [N, M]."""
+"""Facts that give each token the values of a set, [N, M]."""
 
 COUPLINGS = ("none", "additive", "adv_mul", "adv_add", "row_route")
 ROLLOUTS = ("traces", "student")
 OWN_CONTEXTS = ("plain", "hint")
-"""Contexts of a view that no maker makes for it: what the student read, and what the recipe's teacher reads."""
+"""Contexts that no maker writes: the student's own, and that of the recipe's teacher."""
 NORMALISERS = ("kept", "all", "mean1", "per_row")
 SPANS = ("step", "action", "quote", "quote_weighted", "suffix")
 
@@ -70,5 +70,5 @@ def context_names() -> tuple[str, ...]:
 
 
 def require_context(word: str) -> str:
-    """Return the word itself. Raises ValueError with the nearest name if no view can have such a context."""
+    """Return the word itself. Raises ValueError, with the nearest name, if no view can have this context."""
     return require(word, context_names(), "context")

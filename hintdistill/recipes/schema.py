@@ -1,4 +1,4 @@
-"""A recipe as data: views, teacher, terms, coupling. Frozen, and contradictions are refused when it is made.
+"""Represent a recipe as frozen data: views, teacher, terms and coupling. Contradictions are refused on creation.
 
 The keys are those of the objective `L = Σ_terms coef · N⁻¹ Σ_t W_t · ℓ(S_t, q_t; support)`: a term is a target × support ×
 divergence × token weights × schedule.
@@ -36,7 +36,7 @@ def _the_teacher() -> dict[str, Number]:
 
 
 class TargetSpec(Part):
-    """The distribution to match; see `objectives.targets.log_linear`."""
+    """Describe the distribution to match; see `objectives.targets.log_linear`."""
 
     loglin: dict[str, Number] = Field(default_factory=_the_teacher)
     anchor: str | None = None
@@ -49,7 +49,7 @@ class TargetSpec(Part):
     @model_validator(mode="after")
     def _sound(self) -> TargetSpec:
         if self.residual_clip is not None and self.anchor is None:
-            raise ValueError("residual_clip bounds the distance from an anchor view, and none is named")
+            raise ValueError("residual_clip limits the distance from an anchor view, but no anchor is named")
         shares = [values.ends(w) for w in self.mixture.values()]
         if any(min(s) <= 0 for s in shares) or sum(max(s) for s in shares) >= 1:
             raise ValueError("the shares of a mixture must be positive and sum to less than 1")
@@ -57,7 +57,7 @@ class TargetSpec(Part):
 
 
 class SupportSpec(Part):
-    """Which vocabulary entries are compared; see `objectives.supports.select`."""
+    """Select the vocabulary entries that are compared; see `objectives.supports.select`."""
 
     kind: str = "student_topk"
     k: int = Field(default=100, ge=1)
@@ -66,7 +66,7 @@ class SupportSpec(Part):
     drop_special: bool = False
     include_sampled: bool = False
     accept_bias: bool = False
-    """Take a truncated divergence whose gradient lowers the kept mass, as published."""
+    """Accept a truncated divergence whose gradient lowers the kept mass, as published."""
 
     @field_validator("kind")
     @classmethod
@@ -78,14 +78,14 @@ class SupportSpec(Part):
     def _rest(cls, value: Any) -> Any:
         if isinstance(value, list | tuple):
             raise ValueError(
-                f"the remainder is one of {', '.join(parts.RESTS)}, not {' with '.join(map(str, value))}: renormalised "
-                "entries sum to one, and a tail beside them would count the rest twice"
+                f"the remainder must be one of {', '.join(parts.RESTS)}, not {' with '.join(map(str, value))}: "
+                "renormalised entries already sum to one, so an additional tail would count the rest twice"
             )
         return require(str(value), parts.RESTS, "remainder")
 
 
 class Term(Part):
-    """One term of the objective."""
+    """Describe one term of the objective."""
 
     target: TargetSpec = TargetSpec()
     support: SupportSpec = SupportSpec()
@@ -96,15 +96,15 @@ class Term(Part):
     rows: TargetKind = "hint"
     """`hint`: the located steps; `anchor`: steps without a finding, whose target is the initial policy."""
     span: str = "step"
-    """Loss span: the whole step, its action (the step without its reasoning), the quote, the quote weighted up within the step, or
-    from the quote to the end."""
+    """Loss span: the whole step, its action (the step without its reasoning), the quote, the quote weighted up within
+    the step, or everything from the quote to the end."""
     quote_weight: float = Field(default=4.0, gt=0.0)
     min_probability: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Of an anchor: tokens that the initial policy gave less than this carry no loss. Where it wavered, what it did not say
-    may be the very habit that is corrected on other steps."""
+    """For anchors: tokens with a lower probability under the initial policy carry no loss. Where that policy was
+    uncertain, its unlikely tokens may be the habit that is corrected on other steps."""
     student_view: str = "student"
     temperature: Positive = 1.0
-    """Temperature of both student and target."""
+    """Temperature of student and target."""
 
     @field_validator("normalize")
     @classmethod
@@ -118,7 +118,7 @@ class Term(Part):
 
     @property
     def reads_sampler(self) -> bool:
-        """Whether it compares with the probability that its tokens were sampled with."""
+        """Whether it uses the probability with which its tokens were sampled."""
         given = self.divergence.parameters if self.divergence.entry.has_signal else {}
         if given.get("behaviour") == SAMPLER or given.get("gap_at") == "sampling":
             return True
@@ -128,7 +128,8 @@ class Term(Part):
     def _sampled_at_one(self) -> Term:
         if self.reads_sampler and self.temperature != 1.0:
             raise ValueError(
-                "log-probabilities are recorded at temperature 1, and what this term compares with them is not"
+                "log-probabilities are recorded at temperature 1, but this term compares them with values at another "
+                "temperature"
             )
         return self
 
@@ -138,24 +139,24 @@ class Term(Part):
         if entry.reads == "distributions":
             if support.kind == "sampled":
                 raise ValueError(
-                    f"{kind} compares distributions, and the support `sampled` holds one token; use divergence `pg`, or a "
-                    "top-k support"
+                    f"{kind} compares distributions, but the support `sampled` has only one token; use divergence "
+                    "`pg`, or a top-k support"
                 )
             biased = entry.truncated == "lowers_mass"
             if support.rest == "drop" and support.kind != "full" and biased and not support.accept_bias:
                 raise ValueError(
-                    f"{kind} on a truncated support without its rest lowers the mass of the kept entries; use rest `tail` or "
-                    "`renorm`, divergence `rkl_sg`, or support.accept_bias=true"
+                    f"{kind} on a truncated support without its remainder lowers the mass of the kept entries; use "
+                    "rest `tail` or `renorm`, divergence `rkl_sg`, or support.accept_bias=true"
                 )
             if entry.one_sided and support.rest == "renorm":
-                raise ValueError(f"{kind} is a one-sided sum; renormalised it is fkl")
+                raise ValueError(f"{kind} is a one-sided sum; renormalised, it would be fkl")
         elif support.kind != "sampled" and entry.reads == "sampled":
-            raise ValueError(f"{kind} reads the sampled token alone; set support.kind to `sampled`")
+            raise ValueError(f"{kind} reads only the sampled token; set support.kind to `sampled`")
         return self
 
 
 class Coupling(Part):
-    """How an outcome reward enters; see `objectives.couplings`."""
+    """State how an outcome reward enters; see `objectives.couplings`."""
 
     kind: str = "none"
     credit: tuple[Weight, ...] = ()
@@ -169,7 +170,9 @@ class Coupling(Part):
     def _sound(self) -> Coupling:
         require(self.kind, parts.COUPLINGS, "coupling")
         if self.kind in ("adv_mul", "adv_add") and not self.credit:
-            raise ValueError(f"the coupling {self.kind} needs a credit: the weights that meet the advantage")
+            raise ValueError(
+                f"the coupling {self.kind} needs a credit: the weights that are combined with the advantage"
+            )
         if self.kind == "additive" and not 0 <= min(values.ends(self.weight)) <= max(values.ends(self.weight)) <= 1:
             raise ValueError(
                 f"the weight of an additive coupling is the terms' share, between 0 and 1, not {self.weight}"
@@ -178,33 +181,34 @@ class Coupling(Part):
 
     @property
     def leaves_terms(self) -> bool:
-        """Whether the recipe's terms are what they would be without it."""
+        """Whether the recipe's terms are the same as without the coupling."""
         return self.kind in ("none", "additive")
 
 
 class Recipe(Part):
-    """A named objective with its teacher rule, where it comes from, and how sure we are of it."""
+    """Describe a named objective: its teacher rule, its sources, and how certain they are."""
 
     name: str
     title: str
     formula: str
     source: str
     confidence: str
-    """The best source read: P paper, R released code (R* third-party), W web page, S secondary, A abstract only; ours."""
+    """Best source that was read: P paper, R released code (R* third-party), W web page, S secondary notes, A abstract
+    only, or ours."""
     verdict: Literal["CORE", "OPTION", "CARRY", "BASELINE", "NEIGHBOUR", "OURS"]
     published: str
-    """Which figures are published, and of what else the publication speaks that no key of a run can change."""
+    """Published figures, and aspects of the publication that no key of a run can change."""
     ours: str
-    """Which figures or forms are ours."""
+    """Figures or forms that are ours."""
     changed: str = ""
-    """What of the method it does not do; empty if it runs as itself. docs/methods.md."""
+    """Departures from the method; empty if the recipe runs as the method. See docs/methods.md."""
     lowers_error: Literal["yes", "conditional", "no"]
-    """Whether one step lowers a sampled error token that the teacher lowers: wherever it is sampled, only under a condition, or
-    not by the teacher's doing. The reason is in `lowers_error_why`."""
+    """Whether one training step lowers a sampled error token that the teacher lowers: always, only under a condition,
+    or not because of the teacher. The reason is in `lowers_error_why`."""
     lowers_error_why: str = ""
     note: str = ""
     mechanism: tuple[str, ...] = ()
-    """For what is carried over: where it lives, as `module.name`."""
+    """For mechanisms that are used elsewhere: their location, as `module.name`."""
     data: Data = Data()
     views: dict[str, View] = Field(default_factory=dict)
     teacher: TeacherRule = TeacherRule()
@@ -214,18 +218,19 @@ class Recipe(Part):
     @model_validator(mode="after")
     def _sound(self) -> Recipe:
         if SAMPLER in self.views:
-            raise ValueError(f"a view may not be called `{SAMPLER}`: that is the policy that sampled the tokens")
+            raise ValueError(f"a view may not be called `{SAMPLER}`, which names the policy that sampled the tokens")
         if not self.terms:
             raise ValueError("an objective needs at least one term")
         for name, term in self.terms.items():
             self._check_views(name, term)
             if term.rows != "hint" and (term.weights or term.student_view != "student"):
                 raise ValueError(
-                    f"terms.{name}: {term.rows} rows hold the plain student to the initial policy; no weights"
+                    f"terms.{name}: {term.rows} rows hold the plain student to the initial policy and take no weights"
                 )
             if term.rows == "hint" and term.min_probability:
                 raise ValueError(
-                    f"terms.{name}: min_probability is of anchors, holds and twins; on hints use a weight of `surprisal`"
+                    f"terms.{name}: min_probability applies to anchors, holds and twins; for hints use a weight of "
+                    "`surprisal`"
                 )
             if term.divergence.entry.has_signal and term.divergence.signal == "advantage" and term.rows != "hint":
                 raise ValueError(f"terms.{name}: {term.rows} rows have no advantage")
@@ -236,7 +241,7 @@ class Recipe(Part):
         for name, term in self.terms.items():
             for weight in term.weights:
                 if weight.ref and weight.ref not in known:
-                    raise ValueError(f"terms.{name}: no mask `{weight.ref}`{nearest(weight.ref, known)}")
+                    raise ValueError(f"terms.{name}: unknown mask `{weight.ref}`{nearest(weight.ref, known)}")
         return self
 
     def _check_views(self, name: str, term: Term) -> None:
@@ -247,7 +252,8 @@ class Recipe(Part):
         for view in _named_views(term):
             if known[view].n > 1:
                 raise ValueError(
-                    f"terms.{name}: the view `{view}` is {known[view].n} contexts, which scores read together; name one by n: 1"
+                    f"terms.{name}: the view `{view}` has {known[view].n} contexts, which scores read together; set "
+                    "n: 1 to name a single one"
                 )
         if not self.all_views()[term.student_view].grad:
             raise ValueError(f"terms.{name}: the student view `{term.student_view}` has no gradient")
@@ -259,7 +265,7 @@ class Recipe(Part):
         return {**IMPLICIT_VIEWS, **self.views}
 
     def used_views(self, rows: TargetKind = "hint") -> dict[str, View]:
-        """Return the views that the terms on these rows read, by name; several contexts of a kind under numbered
+        """Return the views that the terms on these rows read, by name; several contexts of a kind get numbered
         names."""
         return {name: view for name, (view, _) in self.used_contexts(rows).items()}
 
@@ -287,7 +293,7 @@ class Recipe(Part):
 
 
 def _named_views(term: Term) -> list[str]:
-    """Views that a term reads by their name, one distribution each."""
+    """Return the views that a term reads by name, one distribution each."""
     of, given = term.target, term.divergence.parameters
     names = [term.student_view, *of.loglin, *of.mixture, *([of.anchor] if of.anchor else [])]
     read = [given.get(p.name, p.default) for p in term.divergence.entry.views]
@@ -296,7 +302,7 @@ def _named_views(term: Term) -> list[str]:
 
 
 def _views_of(term: Term) -> list[str]:
-    """Return every view that a term reads, the views of its scores included."""
+    """Return every view that a term reads, including the views of its scores."""
     scores = [s for w in term.weights for s in sorted(w.scores())]
     scores += ["contrast"] if term.divergence.entry.has_signal and term.divergence.signal == "tanh_contrast" else []
     return [*_named_views(term), *(v for s in scores for v in parts.SCORES.get(s, ()))]

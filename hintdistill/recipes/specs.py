@@ -1,7 +1,7 @@
-"""Divergences and weights as discriminated unions: each kind (and shape) is a model with its own parameters and no other.
+"""Define divergences and weights as discriminated unions: each kind or shape is a model with only its own parameters.
 
-The models are made from the registries' entries when they are first asked for, so that a registered part is checked like
-those that ship.
+The models are made from the registries' entries on first use, so that a registered part is checked like the shipped
+ones.
 """
 
 from __future__ import annotations
@@ -28,29 +28,28 @@ from hintdistill.recipes.values import Part, Positive, check, json_schema
 
 
 class Spec(Part):
-    """A part named by its kind, with the parameters of that kind beside it."""
+    """Hold a part named by its kind, with the parameters of that kind."""
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """The parameters of the kind that are given."""
+        """The parameters of the kind that are set."""
         common = _common(type(self))
         return {n: getattr(self, n) for n in type(self).model_fields if n not in common and n in self.model_fields_set}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Travel to another process as plain data: the models of the kinds are made there again."""
+        """Pickle as plain data; the other process makes the models of the kinds again."""
         return _made_anew, (isinstance(self, WeightSpec), self.model_dump())
 
     @model_serializer(mode="wrap")
     def _as_given(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Return the parameters that are given, even if they are a default, and no others: those are the
-        implementation's own."""
+        """Return only the parameters that are set, even to a default; the others are left to the implementation."""
         data: dict[str, Any] = plain(self)
         common = _common(type(self))
         return {k: v for k, v in data.items() if k in common} | self.parameters
 
 
 class DivergenceSpec(Spec):
-    """How student and target are compared; `divergence_spec` makes the model of a kind."""
+    """Describe the comparison of student and target; `divergence_spec` makes the model of a kind."""
 
     kind: str
     pointwise_clip: Positive | None = None
@@ -60,22 +59,20 @@ class DivergenceSpec(Spec):
 
     @property
     def entry(self) -> parts.Divergence:
-        """What the registry says of the kind."""
+        """The registry's entry of the kind."""
         return parts.DIVERGENCES.get(self.kind)
 
     @model_validator(mode="after")
     def _sound(self) -> DivergenceSpec:
         if self.entry.reads != "distributions" and self.pointwise_clip is not None:
-            raise ValueError(f"pointwise_clip bounds vocabulary entries, and {self.kind} compares none")
+            raise ValueError(f"pointwise_clip limits vocabulary entries, but {self.kind} does not compare any")
         bounds = [k for k in ("clip_low", "clip_high", "cap", "ratio") if k in self.parameters]
         if self.entry.has_signal and bounds and self.parameters.get("behaviour") is None:
-            raise ValueError(f"{bounds[0]} bounds an importance ratio, which needs `behaviour: sampler`")
+            raise ValueError(f"{bounds[0]} limits an importance ratio, which needs `behaviour: sampler`")
         if self.parameters.get("gap_at") == "sampling" and self.signal in ("advantage", "tanh_contrast"):
-            raise ValueError(
-                f"gap_at says whose log S(y) the gap is taken from, and the signal {self.signal} takes none"
-            )
+            raise ValueError(f"gap_at selects the log S(y) of the gap, but the signal {self.signal} does not use it")
         if "cap" in bounds and {"clip_low", "clip_high"} & set(bounds):
-            raise ValueError("cap and clip_low or clip_high both bound the importance ratio; keep one kind")
+            raise ValueError("cap and clip_low or clip_high both limit the importance ratio; keep only one of them")
         if "baseline_k" in self.parameters and self.parameters.get("baseline") is None:
             raise ValueError("baseline_k belongs to a baseline, which needs `baseline: value`")
         return self
@@ -83,7 +80,7 @@ class DivergenceSpec(Spec):
 
 @dataclass
 class _Union:
-    """The discriminated union of a registry's entries; marks a field of a pydantic model."""
+    """Represent the discriminated union of a registry's entries; it annotates a field of a pydantic model."""
 
     base: type[Spec]
     key: str
@@ -93,7 +90,8 @@ class _Union:
     _within: bool = False
 
     def choose(self, data: Mapping[str, Any]) -> type[Spec]:
-        """Return the model of what the data name. Raises ValueError for an unknown name, with the nearest."""
+        """Return the model for the kind that the data name. Raises ValueError, with the nearest name, for an unknown
+        one."""
         name = str(data.get(self.key, self.default))
         if self.base is WeightSpec:
             shape = parts.SHAPES.get(parts.SHAPES.require(name))
@@ -114,7 +112,8 @@ class _Union:
                 for p in parameters:
                     if p.name in self.base.model_fields or p.name in fields:
                         raise ConfigError(
-                            f"the {self.what} {name} may not call a parameter `{p.name}`: that key is taken"
+                            f"the {self.what} {name} may not have a parameter `{p.name}`, because that key is already "
+                            "used"
                         )
                     fields[p.name] = (_annotation(of, p), None)
             for chosen in signal:
@@ -124,11 +123,11 @@ class _Union:
         return self.models[key]
 
     def validate(self, value: Any) -> Spec:
-        """Return a part from plain data; errors keep their place."""
+        """Return a part from plain data; errors keep their location."""
         if isinstance(value, self.base):
             return value
         if not isinstance(value, Mapping):
-            raise ValueError(f"a {self.what} is a mapping with the key `{self.key}`, not {value!r}")
+            raise ValueError(f"a {self.what} must be a mapping with the key `{self.key}`, not {value!r}")
         model = self.choose(value)
         name = str(value.get(self.key, self.default))
         known = set(model.model_fields)
@@ -153,7 +152,7 @@ class _Union:
         return self.json_schema()
 
     def json_schema(self) -> dict[str, Any]:
-        """Return every kind with its parameters, told apart by the key."""
+        """Return the JSON schema of every kind with its parameters, discriminated by the key."""
         names = parts.SHAPES.names() if self.base is WeightSpec else parts.DIVERGENCES.names()
         kinds: list[dict[str, Any]] = []
         for name in names:
@@ -174,7 +173,7 @@ class _Union:
 
 
 def _inlined(schema: Any, defined: Mapping[str, Any]) -> Any:
-    """Return a schema with what it refers to in its place, because it becomes a part of another."""
+    """Return a schema with its references replaced by their targets, because it becomes a part of another schema."""
     if isinstance(schema, list):
         return [_inlined(s, defined) for s in schema]
     if not isinstance(schema, dict):
@@ -193,22 +192,23 @@ def _annotation(kind: str, parameter: Parameter) -> Any:
 
 
 class WeightSpec(Spec):
-    """One factor of a token's weight: a shape of a score, a soft-or or product of such, or another term's mask."""
+    """Describe one factor of a token's weight: a shape of a score, a soft-or or product of such factors, or another
+    term's mask."""
 
     score: Annotated[str, AfterValidator(lambda s: require(s, [*parts.SCORES, *parts.FACTS], "score"))] = "one"
     shape: Annotated[str, NameIn(parts.SHAPES)] = "identity"
     invert: bool = False
-    """1 - weight."""
+    """Use 1 - weight."""
     times_sign: bool = False
-    """The score times the sign of the advantage."""
+    """Multiply the score by the sign of the advantage."""
     id: str | None = None
-    """A name under which the mask can be used again."""
+    """Name under which the mask can be used again."""
     ref: str | None = None
-    """The mask of that name."""
+    """Name of the mask to use."""
     soft_or: tuple[Weight, ...] = ()
     product: tuple[Weight, ...] = ()
     then: tuple[Weight, ...] = ()
-    """Shapes applied to this weight in turn; their scores are not read."""
+    """Shapes applied to this weight in turn; their own scores are ignored."""
 
     @model_validator(mode="after")
     def _sound(self) -> WeightSpec:
@@ -218,9 +218,7 @@ class WeightSpec(Spec):
             self.ref or self.product
         ):
             wanted = ", ".join(sorted(parts.SET_SCORES))
-            raise ValueError(
-                f"{self.shape} of {self.score}: a set of values is read by set_softmax alone, which reads {wanted}"
-            )
+            raise ValueError(f"{self.shape} of {self.score}: only set_softmax reads a set of values; it reads {wanted}")
         return self
 
     def scores(self) -> set[str]:
@@ -238,8 +236,8 @@ WeightSpec.model_rebuild()
 
 
 def divergence_spec(**data: Any) -> DivergenceSpec:
-    """Return the divergence of `kind` (reverse KL by default) with its parameters. Raises ValueError if they do not
-    fit it."""
+    """Return the divergence of `kind` (default: reverse KL) with its parameters. Raises ValueError if they are not
+    valid for it."""
     made = DIVERGENCE_UNION.validate(data)
     assert isinstance(made, DivergenceSpec)
     return made
@@ -250,7 +248,7 @@ def _made_anew(weight: bool, data: dict[str, Any]) -> Spec:
 
 
 def _common(model: type[Spec]) -> Mapping[str, Any]:
-    """Return the fields that every kind has."""
+    """Return the fields of every kind."""
     base = WeightSpec if issubclass(model, WeightSpec) else DivergenceSpec
     return {n: f for n, f in base.model_fields.items() if n != "signal"}
 

@@ -1,4 +1,4 @@
-"""Teacher rules: whose weights the teacher has, and how they follow the student. Torch-free entries."""
+"""Define teacher rules: whose weights the teacher has, and how they follow the student. The entries are torch-free."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from hintdistill.core.registry import Registry
 
 @dataclass(frozen=True)
 class Teacher:
-    """A rule for the teacher's weights."""
+    """Describe a rule for the teacher's weights."""
 
     name: str
     weights: Literal["initial", "round_start", "live", "follows", "external"]
-    """The origin of the weights: the initial policy, this round's first student, the student itself, a copy that follows the
-    student, or another model."""
+    """Origin of the weights: the initial policy, the first student of this round, the student itself, a copy that
+    follows the student, or another model."""
     follow: str | Callable[..., None] | None = None
-    """How a copy follows the student: `(follower, step)`, called after each optimiser step (from 1); see `training.teacher.Follower`."""
+    """Function that makes a copy follow the student: `(follower, step)`, called after each optimiser step (from 1); see
+    `training.teacher.Follower`."""
     reads_heldout: bool = False
     """Whether it reads the student on held-out findings (`Follower.read`); a run without any is then refused."""
     needs: tuple[str, ...] = ()
-    """What a run needs for it beyond what its weights ask for, names of `recipes.needs.HOW`."""
+    """Further needs of a run with this rule, as names of `recipes.needs.HOW`, beyond those of its weights."""
 
     def __post_init__(self) -> None:
         if (self.weights == "follows") != (self.follow is not None):
@@ -33,12 +34,12 @@ class Teacher:
 
     @property
     def stored(self) -> bool:
-        """Whether its weights stand still, so that targets can be scored before training and stored."""
+        """Whether its weights are fixed, so that targets can be scored before training and stored."""
         return self.weights in ("initial", "round_start")
 
     @property
     def all_needs(self) -> tuple[str, ...]:
-        """Everything that a run needs for it, names of `recipes.needs.HOW`."""
+        """All needs of a run with this rule, as names of `recipes.needs.HOW`."""
         in_step = () if self.stored else ("in_step_teacher",)
         other = ("external_teacher",) if self.weights == "external" else ()
         return (*in_step, *other, *self.needs)
@@ -58,13 +59,13 @@ TEACHERS: Registry[Teacher] = Registry("teacher rule", Teacher, {t.name: t for t
 
 
 def of_kind(names: set[str], *weights: str) -> set[str]:
-    """Return the rules whose weights are of one of these kinds."""
+    """Return the rules whose weights have one of these origins."""
     return {n for n in names if TEACHERS.get(n).weights in weights}
 
 
 def whose(view_weights: str, update: str) -> str:
-    """Return the origin of a view's weights under a teacher rule: one of `Teacher.weights`, and of a copy that follows
-    its rule's name."""
+    """Return the origin of a view's weights under a teacher rule: one of `Teacher.weights`, or the rule's name for a
+    copy that follows."""
     if view_weights != "teacher":
         return view_weights
     rule = TEACHERS.get(update)

@@ -1,6 +1,6 @@
-"""What the numbers and words of a recipe may be: checked when it is loaded, so that none fails at some later step.
+"""Check the numbers and words of a recipe when it is loaded, so that none fails at a later step.
 
-Every scalar of a term may be a schedule instead of a number; both its ends are held to the same bounds.
+Every scalar of a term may be a schedule instead of a number; both its ends must satisfy the same bounds.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from hintdistill.core.registry import require
 
 
 class Part(BaseModel):
-    """A frozen part of a recipe."""
+    """Base class of frozen parts of a recipe."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
 
 class Schedule(Part):
-    """A scalar that moves with the optimiser step."""
+    """Describe a scalar that changes with the optimiser step."""
 
     start_value: float = Field(alias="from")
     to: float
@@ -47,17 +47,19 @@ Positive = Annotated[Number, AfterValidator(_positive)]
 
 
 def check(parameter: Parameter, kind: str, value: Any) -> None:
-    """Raise ValueError if a part of that kind cannot take the value: a word, a count, a number out of its bounds."""
+    """Raise ValueError if a part of this kind does not accept the value: a wrong word, count or number."""
     if parameter.takes == "word":
         require(str(value), parameter.words, f"`{parameter.name}` of {kind}")
     elif parameter.takes == "flag" and not isinstance(value, bool):
-        raise ValueError(f"{parameter.name} of {kind} is true or false, not {value!r}")
+        raise ValueError(f"{parameter.name} of {kind} must be true or false, not {value!r}")
     elif parameter.takes == "ids":
         if not isinstance(value, list | tuple) or not all(isinstance(i, int) for i in value):
-            raise ValueError(f"{parameter.name} of {kind} is a list of whole numbers, not {value!r}")
+            raise ValueError(f"{parameter.name} of {kind} must be a list of whole numbers, not {value!r}")
     elif parameter.takes == "count":
         if isinstance(value, bool) or not isinstance(value, int) or value < parameter.low:
-            raise ValueError(f"{parameter.name} of {kind} is a whole number from {parameter.low:g} up, not {value!r}")
+            raise ValueError(
+                f"{parameter.name} of {kind} must be a whole number from {parameter.low:g} up, not {value!r}"
+            )
     elif parameter.takes == "number":
         _number(parameter, kind, value)
 
@@ -68,7 +70,7 @@ def _number(parameter: Parameter, kind: str, value: Any) -> None:
     elif isinstance(value, int | float) and not isinstance(value, bool):
         numbers = (float(value), float(value))
     else:
-        raise ValueError(f"{parameter.name} of {kind} is a number or a schedule, not {value!r}")
+        raise ValueError(f"{parameter.name} of {kind} must be a number or a schedule, not {value!r}")
     for number in numbers:
         inside = (
             parameter.low < number < parameter.high if parameter.strictly else parameter.low <= number <= parameter.high
@@ -87,7 +89,7 @@ def _number(parameter: Parameter, kind: str, value: Any) -> None:
 
 
 def json_schema(parameter: Parameter) -> dict[str, Any]:
-    """Return the values that a parameter takes, as JSON schema."""
+    """Return the JSON schema of the values that a parameter accepts."""
     if parameter.takes == "word":
         return {"enum": list(parameter.words)}
     if parameter.takes in ("flag", "view"):

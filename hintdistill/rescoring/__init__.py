@@ -1,1 +1,1 @@
-"""Score hinted and plain views of a step, judge the hint, store the targets."""
+"""Score hinted and plain views of a step, judge the hint, and store the targets."""

@@ -1,6 +1,6 @@
-"""Columns of a part of targets → heads and whole targets.
+"""Convert the columns of a part of targets to heads and whole targets.
 
-Arrow's lists become numpy arrays without a detour through Python objects; text and placebos, which are few, do not.
+Arrow's lists become numpy arrays directly; only text and placebos, which are few, pass through Python objects.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from hintdistill.core.scores import Measurement, Placebo, Target, TargetHead
 
 TARGET_SCHEMA = 3
 READABLE = (2, 3)
-"""Schemas that are read. Schema 2 has no odds and no level: its hints are judged by the fall of the decision token alone."""
+"""Schemas that can be read. Schema 2 has no odds and no level: its hints are judged only by the fall of the decision
+token."""
 META = b"hintdistill.targets"
-"""Entry of a part's metadata that holds the number of its schema."""
+"""Entry of a part's metadata with the number of its schema."""
 
 _AGAIN = "delete it; --resume makes it again"
 _PER_TOKEN = (
@@ -36,20 +37,20 @@ _PER_TOKEN = (
     "plain_sampled",
 )
 _ADDED = ("level", "candidate", "choice", "action_start", "views")
-"""Columns that parts of earlier releases do not have: the first three are of schema 3, the others are younger."""
+"""Columns that parts of earlier releases lack: the first three came with schema 3, the others later."""
 _TEXTS = ("tokens", "instead", "hint", "placebos", "views")
 
 
 def context_hash(ids: Sequence[int] | np.ndarray) -> str:
-    """SHA-256 of context ids as little-endian int32: what a foreign trainer checks its own context against."""
+    """Return the SHA-256 of context ids as little-endian int32, with which a foreign trainer checks its own context."""
     return hashlib.sha256(np.asarray(ids, "<i4").tobytes()).hexdigest()
 
 
 def open_part(part: Path) -> pq.ParquetFile:
-    """Return a part, open for reading.
+    """Open a part for reading.
 
     Raises:
-        InputError: it is no parquet file, or another program or version wrote it; names it.
+        InputError: it is not a parquet file, or another program or version wrote it; the message names it.
     """
     try:
         file = pq.ParquetFile(part)
@@ -57,7 +58,7 @@ def open_part(part: Path) -> pq.ParquetFile:
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{part} is not a readable parquet file: {error}", hint=_AGAIN) from None
     if version is None:
-        raise InputError(f"{part} holds no hintdistill targets", hint="another program wrote it; move it away")
+        raise InputError(f"{part} does not contain hintdistill targets", hint="another program wrote it; move it away")
     if version not in [str(n).encode() for n in READABLE]:
         known = " and ".join(map(str, READABLE))
         raise InputError(f"{part} has target schema {version.decode()}; this release reads {known}")
@@ -65,8 +66,8 @@ def open_part(part: Path) -> pq.ParquetFile:
 
 
 def read_columns(part: Path, file: pq.ParquetFile, group: int | None, columns: Sequence[str] | None = None) -> pa.Table:
-    """Return some columns, or all, of a group of rows, or of the whole part. Raises InputError if they are damaged;
-    names it."""
+    """Return some columns, or all, of a group of rows or of the whole part. Raises InputError, which names the part, if
+    they are damaged."""
     try:
         names = None if columns is None else [c for c in columns if c not in _ADDED or c in file.schema_arrow.names]
         return file.read(columns=names) if group is None else file.read_row_group(group, columns=names)
@@ -75,7 +76,7 @@ def read_columns(part: Path, file: pq.ParquetFile, group: int | None, columns: S
 
 
 class Heads:
-    """Turns light columns into heads; what many rows have in common is held once."""
+    """Turn light columns into heads; values that many rows share are stored once."""
 
     COLUMNS = (
         "key",
@@ -107,7 +108,7 @@ class Heads:
         self._words: dict[tuple[str, ...], tuple[str, ...]] = {}
 
     def of(self, table: pa.Table) -> Iterator[tuple[TargetHead, int, int]]:
-        """Yield each row's head, the tokens of its context and those of its step."""
+        """Yield each row's head, with the numbers of tokens of its context and its step."""
         lengths = np.diff(_array(table, "step_ids").offsets.to_numpy())
         rows = table.drop_columns(["step_ids"]).to_pylist()
         for row, length in zip(rows, lengths, strict=True):
@@ -143,7 +144,7 @@ class Heads:
 
 
 class Columns:
-    """All columns of a group of rows, of which single targets are taken."""
+    """Hold all columns of a group of rows, and return single targets from them."""
 
     def __init__(self, part: Path, table: pa.Table) -> None:
         self.part, self.nbytes = part, table.nbytes
@@ -156,7 +157,7 @@ class Columns:
         return len(self._small)
 
     def target(self, row: int) -> Target:
-        """Return the target of a row. Raises InputError if a row cannot be one; names file and row."""
+        """Return the target of a row. Raises InputError, naming file and row, if the row is not a valid target."""
         small = self._small.slice(row, 1).to_pylist()[0]
         arrays = {name: self._flat(name, row) for name in ("context_ids", "step_ids", "block_ids", "legal_ids")}
         nested = {name: self._nested(name, row) for name in _PER_TOKEN[:3]}
@@ -191,14 +192,14 @@ class Columns:
         )
 
     def _sampled_with(self, row: int, length: int, key: str) -> np.ndarray:
-        """Return what the trace recorded of a row's step; empty if it did not, or where an earlier release wrote the
-        part."""
+        """Return the recorded log-probabilities of a row's step; empty if there are none, or if an earlier release
+        wrote the part."""
         if "sampler_logprobs" not in self._lists:
             return np.zeros(0, np.float32)
         found = self._flat("sampler_logprobs", row).astype(np.float32)
         if len(found) not in (0, length):
             raise InputError(
-                f"{self.part}: row {key}: sampler_logprobs speaks of {len(found)} tokens of {length}", hint=_AGAIN
+                f"{self.part}: row {key}: sampler_logprobs covers {len(found)} tokens of {length}", hint=_AGAIN
             )
         return found
 
@@ -209,8 +210,7 @@ class Columns:
         return column.values[start:stop].to_numpy(zero_copy_only=False)
 
     def _nested(self, name: str, row: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return one row of a column of lists of lists: the values under each other, and how many of them each list
-        has."""
+        """Return one row of a column of lists of lists: all values in sequence, and the length of each inner list."""
         column = self._lists[name]
         start, stop = column.offsets[row].as_py(), column.offsets[row + 1].as_py()
         ends = column.values.offsets[start : stop + 1].to_numpy()
@@ -218,7 +218,7 @@ class Columns:
 
 
 _WORDS = ("reasons", "guards")
-"""Columns of lists that are text and short."""
+"""Columns with lists of short texts."""
 
 
 def _array(table: pa.Table, name: str) -> Any:
@@ -232,21 +232,21 @@ def _problem(
     nested: Mapping[str, tuple[np.ndarray, np.ndarray]],
     flat: Mapping[str, np.ndarray],
 ) -> str | None:
-    """Why a row cannot be a target; None if it can."""
+    """Return the reason why a row is not a valid target; None if it is valid."""
     steps = len(arrays["step_ids"])
     for name in _PER_TOKEN:
         found = len(nested[name][1]) if name in nested else len(flat[name])
         if found != steps:
-            return f"{name} speaks of {found} tokens, the step has {steps}"
+            return f"{name} covers {found} tokens, but the step has {steps}"
     counts = np.stack([n for _, n in nested.values()])
     if len(differ := np.flatnonzero((counts != counts[0]).any(0))):
         return f"the support and the log-probabilities of token {differ[0]} differ in length"
     if not all(np.isfinite(flat[n].astype(np.float32)).all() for n in ("teacher_sampled", "plain_sampled")):
         return "a log-probability of a sampled token is missing or not finite"
     if (action := small.get("action_start")) is not None and not -1 <= action < steps:
-        return f"action_start is {action}, the step has {steps} tokens"
+        return f"action_start is {action}, but the step has {steps} tokens"
     if small["context_sha256"] != context_hash(arrays["context_ids"]):
-        return "the context is not the one its hash was taken of"
+        return "the context does not match its hash"
     return None
 
 

@@ -1,6 +1,6 @@
-"""What else moved: KL(initial ‖ student) where nothing should have.
+"""Measure drift: KL(initial ‖ student) on steps where nothing should have changed.
 
-Both models read the same plain contexts; the KL is over the whole vocabulary at every token of a step.
+Both models read the same plain contexts; the KL is computed over the whole vocabulary at every token of a step.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from hintdistill.engines.transformers import TransformersEngine
 
 @dataclass(frozen=True)
 class Movement:
-    """How far the student moved from the initial policy on a set of steps."""
+    """Hold the distance of the student from the initial policy on a set of steps."""
 
     steps: int
     tokens: int
@@ -33,7 +33,7 @@ class Movement:
 def movement(
     initial: TransformersEngine, student: TransformersEngine, requests: Sequence[ScoreRequest], batch: int = 32
 ) -> Movement | None:
-    """Compare two engines on the scored ranges; None for no requests."""
+    """Compare two engines on the scored ranges; return None if there are no requests."""
     kls, flips = token_movement(initial, student, requests, batch)
     if not kls:
         return None
@@ -51,7 +51,8 @@ def movement(
 def token_movement(
     initial: TransformersEngine, student: TransformersEngine, requests: Sequence[ScoreRequest], batch: int = 32
 ) -> tuple[list[np.ndarray], int]:
-    """KL(initial ‖ student) of each token of each scored range, float32 [T] nats, and how many first choices changed."""
+    """Return KL(initial ‖ student) of each token of each scored range, float32 [T] nats, and the number of changed
+    first choices."""
     kls: list[np.ndarray] = []
     flips = 0
     for at in range(0, len(requests), batch):

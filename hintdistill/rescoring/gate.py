@@ -1,12 +1,12 @@
-"""The gate: what a hint did to a step, and whether it is accepted.
+"""Measure the effect of a hint on a step, and decide whether the gate accepts it.
 
-Two things are read at the decision token: how far the sampled token falls, and the log-odds of what the hinted view says
-instead against it (`odds`). A student that is sure of its error shows a hint as the fall; one that gives its error .3 and the
-right token .01 shows it as the rise, which the odds contain. Both are compared with the placebos' in the same place: any
-change of context lowers a sampled token, because the step was sampled without it.
+The gate uses two values at the decision token: the fall of the sampled token, and the log-odds of the hinted view's
+token against it (`odds`). If a student is sure of its error, the hint shows as a fall. If it gives its error .3 and the
+right token .01, the hint shows as a rise, which the odds contain. Both are compared with the placebos' values in the
+same place, because any change of context lowers a sampled token: the step was sampled without it.
 
-The gate rejects hints that do nothing. It cannot tell a wrong hint from a right one: a confident hint for the wrong tool
-moves the student as far, and `benchmarks/gate.py` reports how often such hints pass.
+The gate rejects hints without an effect. It cannot distinguish a wrong hint from a right one: a confident hint for the
+wrong tool has the same effect, and `benchmarks/gate.py` reports how often such hints pass.
 """
 
 from __future__ import annotations
@@ -25,32 +25,33 @@ from hintdistill.core.types import HELD, Injection
 T = TypeVar("T", bound=TargetHead)
 
 NEGLIGIBLE = math.log(0.05)
-"""Below this log-probability under the hint a quoted token is not `raised`, and an alternative is not what it says instead."""
+"""Log-probability under the hint below which a quoted token does not count as raised, and an alternative is not
+considered."""
 HARMFUL = frozenset({"primed"})
-"""Reasons of hints that do harm: `rank_hints` puts them last."""
+"""Reasons for which a hint counts as harmful; `rank_hints` puts such hints last."""
 
 
 @dataclass(frozen=True)
 class View:
-    """One view's scores of a step, and the plain ones that it is compared with."""
+    """Hold one view's scores of a step, and the plain scores that it is compared with."""
 
     scores: Scores
     plain: Scores
 
     @property
     def effect(self) -> np.ndarray:
-        """Change of each sampled token's log-probability, float32 [T], nats."""
+        """Return the change of each sampled token's log-probability, float32 [T], nats."""
         return self.scores.sampled - self.plain.sampled
 
     @property
     def top1(self) -> np.ndarray:
-        """The id that this view would continue with, int64 [T]."""
+        """The view's most likely id at each position, int64 [T]."""
         return first_choice(self.scores)
 
     def odds(self, position: int, token: int) -> float:
-        """Rise of the log-odds of `token` against the sampled one over the plain view, nats.
+        """Return the rise, over the plain view, of the log-odds of `token` against the sampled token, nats.
 
-        Where a view did not keep the token, the largest value it can have is taken: it is below every one that was kept.
+        If a view did not keep the token, its largest possible value is used, because it is below every kept value.
         """
         hinted = logprob_at_most(self.scores, position, token) - float(self.scores.sampled[position])
         plain = logprob_at_most(self.plain, position, token) - float(self.plain.sampled[position])
@@ -64,7 +65,7 @@ class View:
 
 
 def logprob_at_most(scores: Scores, position: int, token: int) -> float:
-    """Log-probability of a token, nats; the largest possible one where the view did not keep the token."""
+    """Return the log-probability of a token, nats; the largest possible value if the view did not keep the token."""
     ids, logprobs = scores.topk_ids[position], scores.topk_logprobs[position]
     hit = np.flatnonzero(ids == token)
     if len(hit):
@@ -80,7 +81,7 @@ def first_choice(scores: Scores) -> np.ndarray:
 
 
 def gathered(scores: Scores) -> np.ndarray:
-    """Log-probabilities of the ids that were asked for, float32 [T, G]; none if the engine cannot be asked."""
+    """Return the log-probabilities of the requested ids, float32 [T, G]; empty if the engine cannot gather."""
     return scores.gathered if scores.gathered is not None else np.zeros((len(scores.sampled), 0), np.float32)
 
 
@@ -117,10 +118,11 @@ def measure(injection: Injection, view: View, placebos: Sequence[View]) -> Measu
 
 
 def _decision(injection: Injection, view: View) -> tuple[int | None, int | None, bool]:
-    """Decision token, what the view says instead, and whether its first choice differs from the sampled token.
+    """Return the decision token, the view's alternative to it, and whether the view's first choice differs from the
+    sampled token.
 
-    Where no first choice differs, it is the token of the span at which the odds of the best alternative rose most, among
-    alternatives that are not negligible under the hint.
+    If no first choice differs, the decision token is the token of the span at which the odds of the best alternative
+    rose most, among alternatives that are not negligible under the hint.
     """
     start, end = injection.span
     step_ids, top1 = np.array(injection.step_ids), view.top1
@@ -142,7 +144,7 @@ def _decision(injection: Injection, view: View) -> tuple[int | None, int | None,
 
 
 def judge(m: Measurement, guards: Sequence[str], gate: GateSection) -> tuple[str, ...]:
-    """Why a hint is rejected, in the order of the checks; empty when it is accepted."""
+    """Return the reasons for rejecting a hint, in the order of the checks; empty if it is accepted."""
     reasons = [name for name, check in _GUARDS if check is None or check in gate.checks if _has(guards, name)]
     primed = m.max_raise > gate.max_raise_nats
     if m.position is None or math.exp(m.plain_logprob) < gate.min_student_probability:
@@ -166,7 +168,7 @@ def judge(m: Measurement, guards: Sequence[str], gate: GateSection) -> tuple[str
 
 
 def _too_little(gain: float, gate: GateSection) -> bool:
-    """Return whether the mass that went to legal continuations is too small; never enough if there is none."""
+    """Return whether too little probability moved to legal continuations; True if there are none."""
     return gain <= 0 or gain < gate.min_legal_gain
 
 
@@ -179,7 +181,7 @@ _GUARDS = (
     ("outranked", None),
     ("other_level", None),
 )
-"""Reasons that are in the guards, and the check each belongs to; those without one always count."""
+"""Reasons that come from guards, with the check to which each belongs; those without a check always count."""
 
 
 def _has(guards: Sequence[str], name: str) -> bool:
@@ -187,9 +189,8 @@ def _has(guards: Sequence[str], name: str) -> bool:
 
 
 def decide(target: T, gate: GateSection) -> T:
-    """Return the target with the gate's decision. With the gate disabled everything is accepted, reasons kept.
-
-    What is held is not the gate's to judge: a twin's decision is its own, see `twins`.
+    """Return the target with the gate's decision. With the gate disabled everything is accepted, and the reasons are
+    kept. The gate does not judge held targets; for twins, see `twins`.
     """
     if target.measurement is None or target.kind in HELD:
         return target
@@ -200,14 +201,13 @@ def decide(target: T, gate: GateSection) -> T:
 
 
 def harmful(target: TargetHead) -> bool:
-    """Return whether a hint made the error more likely: a quoted token rose, or the odds of what it says instead
-    fell."""
+    """Return whether a hint made the error more likely: a quoted token rose, or the odds of its alternative fell."""
     m = target.measurement
     return bool(HARMFUL & set(target.reasons)) or (m is not None and m.odds is not None and m.odds < 0)
 
 
 def passing_placebos(targets: Iterable[Target], gate: GateSection) -> dict[str, tuple[int, int]]:
-    """By kind of placebo, how many the gate would accept in the hint's place, and how many there are."""
+    """Return, by kind of placebo, the number that the gate would accept in the hint's place, and the total number."""
     out: dict[str, tuple[int, int]] = {}
     for target in targets:
         for placebo, passes in zip(target.placebos, placebos_pass(target, gate), strict=True):
@@ -217,13 +217,13 @@ def passing_placebos(targets: Iterable[Target], gate: GateSection) -> dict[str, 
 
 
 def placebos_pass(target: Target, gate: GateSection) -> list[bool]:
-    """Return for each placebo of a target whether the gate would accept it in the hint's place."""
+    """Return for each placebo of a target whether the gate would accept it in place of the hint."""
     return [not judge(p.measurement, (), gate) for p in target.placebos]
 
 
 def legal_ids(injection: Injection) -> np.ndarray | None:
-    """Return every id that a schema allows somewhere in the step, int64 [G] in order; None if no schema speaks of
-    it."""
+    """Return every id that a schema allows anywhere in the step, int64 [G] in ascending order; None if no schema
+    restricts the step."""
     ids = sorted({i for allowed in injection.legal.values() for i in allowed})
     return np.array(ids, np.int64) if ids else None
 

@@ -1,6 +1,8 @@
-"""Heads of many targets in arrays, 120 bytes each where objects take a kilobyte; a head is made when it is taken.
+"""Store the heads of many targets in arrays, 120 bytes each instead of a kilobyte for objects; heads are made on
+access.
 
-Anchors are most of what a run stores, three or four a trace. Text that many rows share is held once and named by its number.
+Most stored targets are anchors, three or four per trace. Text that many rows share is stored once and referred to by
+number.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import pyarrow as pa
 from hintdistill.core.scores import Measurement, TargetHead
 
 AT_ONCE = 1024
-"""Heads that are made together where many are walked."""
+"""Number of heads that are made together during iteration."""
 _NO_NUMBER = np.iinfo(np.int32).min
 _WORDS = (
     "trace_id",
@@ -30,7 +32,7 @@ _WORDS = (
     "reasons",
     "versions",
 )
-"""Columns of which a row holds the number of its value."""
+"""Columns for which a row stores the number of its value."""
 _NUMBERS = ("step", "span_start", "span_end", "insert_at", "first_position")
 _ROW = np.dtype(
     [
@@ -51,11 +53,11 @@ _OPTIONAL = ("position", "instead_id", "legal_mass_gain", "odds", "rise", "place
 _MEASURED = tuple(f.name for f in fields(Measurement))
 _WHOLE = {"position": int, "instead_id": int, "flips": bool}
 Decided = Mapping[int, tuple[bool, tuple[str, ...]]]
-"""By number of the row, whether the gate of today accepts it, and why not."""
+"""Row number → whether the current gate accepts the row, and its reasons if not."""
 
 
 class _Words:
-    """The distinct values of a column, each with its number."""
+    """Number the distinct values of a column."""
 
     def __init__(self, make: Callable[[Any], Any]) -> None:
         self.values, self._make, self._numbers = list[Any](), make, dict[Any, int]()
@@ -77,20 +79,20 @@ class _Words:
 
 
 class HeadTable:
-    """The heads of every row of a store, with where each row lies and how long its sequence is."""
+    """Store the heads of all rows, with the location of each row and the length of its sequence."""
 
     def __init__(self) -> None:
-        """Begin without rows; `add` takes them in, `close` ends it."""
+        """Start without rows; `add` adds them, and `close` completes the table."""
         self._words = {name: _Words(json.loads if name == "versions" else _itself) for name in _WORDS}
         self._parts, self._key_parts, self._measured_parts = list[np.ndarray](), list[np.ndarray](), list[np.ndarray]()
         self._measured_rows = 0
         self.keys = np.zeros(0, "S1")
         self.rows = np.zeros(0, _ROW)
         self.measured = np.zeros((0, len(_MEASURED)))
-        """float64 [M, fields of a measurement], not a number if a field is None."""
+        """float64 [M, fields of a measurement]; NaN if a field is None."""
 
     def add(self, part: int, groups: Sequence[int], table: pa.Table) -> None:
-        """Take in the light columns of a part, whose groups have so many rows each."""
+        """Add the light columns of a part; `groups` gives the number of rows in each of its groups."""
         table = table.combine_chunks()
         column = {name: _one(table.column(name)) for name in table.column_names}
         rows = np.zeros(len(table), _ROW)
@@ -116,7 +118,7 @@ class HeadTable:
         self._key_parts.append(np.array([k.encode("utf-8", "surrogatepass") for k in column["key"].to_pylist()]))
 
     def _measure(self, column: pa.StructArray) -> np.ndarray:
-        """Take in measurements; the number of each row's, int32 [N], -1 without one."""
+        """Add measurements, and return the number of each row's measurement, int32 [N], -1 without one."""
         known = column.is_valid().to_numpy(zero_copy_only=False)
         some = column.filter(pa.array(known))
         values = np.empty((len(some), len(_MEASURED)))
@@ -132,7 +134,7 @@ class HeadTable:
         return numbers
 
     def close(self) -> None:
-        """Put together what was taken in."""
+        """Combine the added parts."""
         if self._parts:
             self.rows, self.keys = np.concatenate(self._parts), np.concatenate(self._key_parts)
             self.measured = np.concatenate(self._measured_parts)
@@ -146,7 +148,7 @@ class HeadTable:
         return next(self.heads(np.array([number]), decided))
 
     def heads(self, numbers: np.ndarray, decided: Decided) -> Iterator[TargetHead]:
-        """Yield the heads of some rows, as the gate has judged them since."""
+        """Yield the heads of some rows, with the current gate's decisions."""
         for begin in range(0, len(numbers), AT_ONCE):
             some = numbers[begin : begin + AT_ONCE]
             for number, key, row in zip(some.tolist(), self.keys[some].tolist(), self.rows[some].tolist(), strict=True):
@@ -175,16 +177,16 @@ class HeadTable:
         return Measurement(**said)
 
     def having(self, numbers: np.ndarray, column: str, values: Sequence[str]) -> np.ndarray:
-        """Return those of some rows that have one of these values in a column of words."""
+        """Return the rows among those given that have one of these values in a column of words."""
         wanted = [i for i, value in enumerate(self._words[column].values) if value in values]
         return numbers[np.isin(self.rows[column][numbers], wanted)]
 
 
 class HeadList(Sequence[TargetHead]):
-    """Heads of some rows of a table, in an order of their own."""
+    """Represent the heads of some rows of a table in a given order."""
 
     def __init__(self, table: HeadTable, numbers: np.ndarray, decided: Decided) -> None:
-        """Take the rows' numbers, and what the gate of today says of some."""
+        """Take the rows' numbers, and the current gate's decisions for some of them."""
         self.table, self.numbers, self.decided = table, numbers, decided
 
     def __len__(self) -> int:
@@ -210,16 +212,16 @@ class HeadList(Sequence[TargetHead]):
     __hash__ = None  # type: ignore[assignment]
 
     def having(self, column: str, values: Sequence[str]) -> HeadList:
-        """Return those with one of these values in a column of words, in the same order."""
+        """Return the heads with one of these values in a column of words, in the same order."""
         return HeadList(self.table, self.table.having(self.numbers, column, values), self.decided)
 
     def taken(self, places: Sequence[int] | np.ndarray) -> HeadList:
-        """Return those at these places, in this order."""
+        """Return the heads at these positions, in this order."""
         return HeadList(self.table, self.numbers[np.asarray(places, np.int64)], self.decided)
 
 
 def _one(column: pa.ChunkedArray) -> pa.Array:
-    """Return a column in one piece."""
+    """Return a column as one contiguous array."""
     return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
 
 

@@ -1,7 +1,8 @@
-"""Injection + Engine → Target: the views of a step, what the hint did compared with placebos, and the gate's decision.
+"""Score injections with an engine to make targets: the views of a step, the hint's effect against placebos, and the
+gate's decision.
 
-Each placebo is measured like the hint, against the other placebos; the share of placebos that would pass is the gate's null
-pass rate. `gate` has what is measured and how it is judged.
+Each placebo is measured like the hint, against the other placebos; the share of placebos that would pass is the gate's
+null pass rate. `gate` defines the measurements and the decision.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from hintdistill.rescoring.twins import Original, TwinItem, judge_twin, measure_
 
 
 class HintItem(NamedTuple):
-    """An injection to score, and the key of its target."""
+    """Hold an injection to score, and the key of its target."""
 
     key: str
     injection: Injection
@@ -30,7 +31,7 @@ class HintItem(NamedTuple):
 
 
 class AnchorItem(NamedTuple):
-    """A step without a finding to score, and the key of its target: an anchor, or a step of a hold trace."""
+    """Hold a step without a finding to score (an anchor, or a step of a hold trace), and the key of its target."""
 
     key: str
     trace_id: str
@@ -41,7 +42,7 @@ class AnchorItem(NamedTuple):
 
 
 class Scorer:
-    """Turns injections into targets with one engine."""
+    """Turn injections into targets with one engine."""
 
     def __init__(
         self,
@@ -50,7 +51,7 @@ class Scorer:
         config: RescoreSection,
         prompts: Callable[[Finding], Mapping[str, str]] | None = None,
     ) -> None:
-        """`prompts` says which prompts a finding came from, for the targets' `versions`."""
+        """Set up the scorer. `prompts` returns the prompts from which a finding came, for the targets' `versions`."""
         self.engine, self.renderer, self.config, self._prompts = engine, renderer, config, prompts
 
     def score(
@@ -59,11 +60,11 @@ class Scorer:
         twins: Sequence[TwinItem] = (),
         originals: Mapping[str, Original] | None = None,
     ) -> list[Target]:
-        """Score injections in one call of the engine, and twins of them or of others with them.
+        """Score injections in one call of the engine, together with twins of these or other injections.
 
         Args:
-            twins: scored with these weights, which must be the initial policy's.
-            originals: by key of the hint's target, the originals of twins whose finding is not among `items`.
+            twins: twins to score with these weights, which must be the initial policy's.
+            originals: originals, by key of the hint's target, of twins whose finding is not among `items`.
 
         Raises:
             ContextLengthError, ScoreError: see `Engine.score`.
@@ -81,28 +82,28 @@ class Scorer:
         return out + [self._twin(item, known[item.of], score) for item, score in zip(twins, scores, strict=True)]
 
     def originals(self, items: Mapping[str, tuple[Injection, int | None]]) -> dict[str, Original]:
-        """Read the erring steps in their own contexts, for twins of hints that other weights scored.
+        """Score the erring steps in their own contexts, for twins of hints that were scored with other weights.
 
         Args:
-            items: by key of the hint's target, its injection and its decision token.
+            items: injection and decision token, by key of the hint's target.
         """
         requests = [self.request(i.plain_ids, len(i.step_ids), None, None) for i, _ in items.values()]
         scores = self.engine.score(requests, 1) if requests else []
         return {key: Original(at, s.sampled) for (key, (_, at)), s in zip(items.items(), scores, strict=True)}
 
     def twins_alone(self, items: Sequence[TwinItem]) -> list[Target]:
-        """Targets of twins whose originals were not scored: they are not judged, and the effect of their edit is
-        unknown."""
+        """Return targets of twins whose originals were not scored: the twins are not judged, and the effect of their
+        edit is unknown."""
         scores = self.engine.score([self.twin_request(t.twin) for t in items], self.config.top_k)
         return [self._twin(item, Original(None, s.sampled), s) for item, s in zip(items, scores, strict=True)]
 
     @classmethod
     def twin_request(cls, twin: Twin) -> ScoreRequest:
-        """Return what a twin asks of the engine: its step in the edited context."""
+        """Return a twin's request to the engine: its step in the edited context."""
         return cls.request(twin.plain_ids, len(twin.step_ids), None, None)
 
     def anchors(self, items: Sequence[AnchorItem]) -> list[Target]:
-        """Targets of steps without a finding."""
+        """Return the targets of steps without a finding."""
         requests = [
             self.request(item.rendered.context_ids + item.rendered.step_ids, len(item.rendered.step_ids), None, None)
             for item in items
@@ -113,7 +114,8 @@ class Scorer:
         ]
 
     def unhinted(self, key: str, trace_id: str, step: int, rendered: RenderedStep) -> Target:
-        """Return the target of no hint at all: teacher and plain are two requests of the same tokens, bit-identical."""
+        """Return the target for an empty hint: teacher and plain are two requests with the same tokens, and
+        bit-identical."""
         request = self.request(rendered.context_ids + rendered.step_ids, len(rendered.step_ids), key, None)
         plain, teacher = self.engine.score([request, request], self.config.top_k)
         anchor = self._anchor(AnchorItem(key, trace_id, step, rendered, "train"), plain)
@@ -167,7 +169,7 @@ class Scorer:
 
     @classmethod
     def requests(cls, key: str, injection: Injection) -> list[ScoreRequest]:
-        """Return what an injection asks of the engine: the plain view, the hinted one, and each placebo."""
+        """Return an injection's requests to the engine: the plain view, the hinted one, and each placebo."""
         gather = legal_ids(injection)
         length = len(injection.step_ids)
         return [
@@ -181,7 +183,7 @@ class Scorer:
 
     @staticmethod
     def request(ids: Sequence[int], length: int, group: str | None, gather: np.ndarray | None) -> ScoreRequest:
-        """Return one sequence of which the last `length` tokens are scored."""
+        """Return a request for one sequence whose last `length` tokens are scored."""
         return ScoreRequest(np.array(ids, np.int64), len(ids) - length, len(ids), group, gather)
 
     def _target(
@@ -234,8 +236,8 @@ class Scorer:
         return decide(target, self.config.gate)
 
     def _instead(self, said: Scores, at: int | None, instead: int | None) -> tuple[str, ...]:
-        """Return what the teacher would say at each position; at the decision token what is weighed against the sampled
-        one."""
+        """Return the teacher's preferred token at each position; at the decision token, the one whose odds are
+        measured."""
         names = list(self._names(said))
         if at is not None and instead is not None:
             names[at] = self.renderer.decode([instead])
@@ -265,11 +267,9 @@ def held_arrays(context_ids: Sequence[int], step_ids: Sequence[int], score: Scor
 
 
 def on_common_ids(a: Scores, b: Scores) -> tuple[Scores, Scores]:
-    """Return two views of one step on the ids both know, for engines without `gather`; what only one knows joins its
-    tail.
+    """Return two views of one step on their common ids, for engines without `gather`; the other ids join the tails.
 
-    A probability the other view did not give is never guessed: the support shrinks instead. The sampled id is always
-    known to both.
+    A missing probability is never guessed: the support shrinks instead. Both views always have the sampled id.
     """
     shared = [np.intersect1d(x[x >= 0], y[y >= 0]) for x, y in zip(a.topk_ids, b.topk_ids, strict=True)]
     ids = np.full((len(shared), max(map(len, shared))), -1, np.int64)
@@ -291,7 +291,7 @@ def _restricted(score: Scores, ids: np.ndarray) -> Scores:
 
 
 def _sampled_with(injection: Injection) -> np.ndarray:
-    """Return the recorded log-probabilities where they speak of exactly these tokens, float32 [T]; else empty."""
+    """Return the recorded log-probabilities if they belong to exactly these tokens, float32 [T]; else empty."""
     recorded = injection.recorded_logprobs
     fits = recorded is not None and injection.fidelity == "ids" and len(recorded) == len(injection.step_ids)
     return np.array(recorded if fits else (), np.float32)

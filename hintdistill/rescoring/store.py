@@ -1,9 +1,10 @@
-"""Targets on disk: parquet, versioned, in immutable parts.
+"""Store targets on disk in versioned, immutable parquet parts.
 
-One row per injection (or anchor), enough for a foreign trainer that knows nothing of this package: the student's context
-ids and their hash, absolute positions, step ids, and per position the kept ids with the log-probabilities of teacher and
-plain, the tail masses, and the weight of each token. A part is written aside and renamed, so a kill leaves whole parts
-only. Numbers are float32, as the engine gave them: storing loses nothing.
+There is one row per injection (or anchor). It suffices for a foreign trainer that does not use this package: the
+student's context ids and their hash, absolute positions, step ids, and per position the kept ids with the
+log-probabilities of teacher and plain, the tail masses, and the weight of each token. A part is written to a temporary
+file and renamed, so an interruption leaves only whole parts. Numbers are float32, as the engine returns them, so
+storing them loses nothing.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ from hintdistill.rescoring.columns import META, TARGET_SCHEMA, Columns, Heads, c
 from hintdistill.rescoring.stored import CACHE_BYTES, Index, StoredTargets
 
 SUMS = "checksums.jsonl"
-"""Beside the parts: size and SHA-256 of each, by its name."""
+"""Name of the file, next to the parts, with the size and SHA-256 of each part."""
 GROUP_ROWS = 16
-"""Rows that are read together when one of them is asked for."""
+"""Number of rows that are read together when one of them is needed."""
 
 _IDS, _FLOATS = pa.list_(pa.int32()), pa.list_(pa.float32())
 _MEASUREMENT = [
@@ -106,11 +107,11 @@ SCHEMA = pa.schema(
     ],
     metadata={META: str(TARGET_SCHEMA).encode()},
 )
-"""Column by column, what a row holds; `docs/targets.md` explains each."""
+"""Columns of a row; `docs/targets.md` explains each."""
 
 
 class TargetStore:
-    """A folder of parquet parts."""
+    """Manage a folder of parquet parts."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -120,7 +121,7 @@ class TargetStore:
         return sorted(self.folder.glob("part-*.parquet"))
 
     def append(self, targets: Sequence[Target]) -> None:
-        """Write one part. Nothing is written for no targets."""
+        """Write one part; write nothing if there are no targets."""
         if not targets:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -135,9 +136,10 @@ class TargetStore:
         return JsonlStore(self.folder / SUMS)
 
     def damaged(self) -> Iterator[tuple[Path, str]]:
-        """Yield the parts whose bytes are not those that were written, and what is wrong. All bytes are read.
+        """Yield the parts whose bytes have changed since they were written, with the problem. All bytes are read.
 
-        Of a part without a checksum, which a release before wrote, it is whether it can be read. A part that is gone is owed.
+        A part without a checksum, from an earlier release, is only checked for readability. A missing part is not
+        reported; its targets are made again.
         """
         try:
             sums = self._sums().by_key()
@@ -153,12 +155,12 @@ class TargetStore:
                 except InputError as error:
                     yield part, error.message
             elif part.stat().st_size != said.get("bytes"):
-                yield part, f"it has {part.stat().st_size} bytes of {said.get('bytes')}"
+                yield part, f"it has {part.stat().st_size} bytes instead of {said.get('bytes')}"
             elif checksum(part) != said.get("sha256"):
-                yield part, "it has other bytes than were written"
+                yield part, "its bytes differ from those that were written"
 
     def keys(self) -> KeySet:
-        """Keys of all stored rows."""
+        """Return the keys of all stored rows."""
         return KeySet(
             row["key"] for part in self.parts() for group in _groups(part, ["key"]) for row in group.to_pylist()
         )
@@ -166,24 +168,26 @@ class TargetStore:
     def open(
         self, keys: Sequence[str] | None = None, gate: GateSection | None = None, *, cache_bytes: int = CACHE_BYTES
     ) -> StoredTargets:
-        """Return the targets with these keys, in their order; without `keys` all, in stored order, each key once.
+        """Return the targets with these keys, in their order; without `keys`, all targets in stored order, each key
+        once.
 
-        Light columns are read here, once; a target's arrays when it is taken.
+        Light columns are read here, once; a target's arrays are read on access.
 
         Args:
-            gate: judges the hints again; without it they are as accepted as they were stored.
-            cache_bytes: bytes of columns that are kept of what was read last.
+            gate: gate that judges the hints again; without it the stored decisions are used.
+            cache_bytes: bytes of recently read columns that are cached.
 
         Raises:
-            InputError: a part is corrupt, or another program or version wrote it, or a key is not there; names it.
+            InputError: a part is corrupt, another program or version wrote it, or a key is missing; the message names
+                it.
         """
         return StoredTargets.open(self.folder, Index(self.parts(), cache_bytes), keys, gate)
 
     def read(self) -> Iterator[Target]:
-        """Yield every stored target, one group of rows at a time; of rows with the same key, each.
+        """Yield every stored target, one group of rows at a time, including all rows with the same key.
 
         Raises:
-            InputError: a part is corrupt, or another program or version wrote it; names the file.
+            InputError: a part is corrupt, or another program or version wrote it; the message names the file.
         """
         for part in self.parts():
             yield from self.read_part(part)
@@ -208,7 +212,8 @@ def _groups(part: Path, columns: list[str] | None) -> Iterator[pa.Table]:
 
 
 def _table(targets: Sequence[Target]) -> pa.Table:
-    """Return one row per target; arrays of numbers become Arrow's lists without a detour through Python objects."""
+    """Return a table with one row per target; arrays of numbers become Arrow's lists directly, without Python
+    objects."""
     columns: dict[str, Any] = {
         name: _lists([getattr(t, name) for t in targets], SCHEMA.field(name).type.value_type) for name in _FLAT
     }
@@ -238,9 +243,9 @@ _FLAT = (
     "legal_ids",
     "sampler_logprobs",
 )
-"""Fields of a target that are lists of numbers as they are."""
+"""Fields of a target that are plain lists of numbers."""
 _NESTED = ("support_ids", "teacher_logprobs", "plain_logprobs")
-"""Fields of which each position keeps as many numbers as its support has ids."""
+"""Fields with as many numbers at each position as its support has ids."""
 
 
 def _offsets(lengths: Sequence[int]) -> pa.Array:

@@ -1,8 +1,8 @@
-"""Targets that stay on disk: light columns in memory, everything else read part by part when it is asked for.
+"""Access targets that stay on disk: light columns are in memory, and everything else is read on access, part by part.
 
-Selection, resume and the order of a training need a target's key, trace, split and decision and no array. So a store is
-indexed once, by its light columns, and `StoredTargets` is a sequence of targets whose arrays are read when one of them is
-taken. What was read last is kept up to `CACHE_BYTES`; memory does not grow with the number of targets beyond their heads.
+Selection, resume and the order of training need a target's key, trace, split and decision, but no arrays. So a store is
+indexed once by its light columns, and `StoredTargets` is a sequence of targets whose arrays are read on access.
+Recently read data is cached up to `CACHE_BYTES`; otherwise memory grows only with the targets' heads.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from hintdistill.rescoring.gate import decide
 from hintdistill.rescoring.head_table import Decided, HeadList, HeadTable
 
 CACHE_BYTES = 32 << 20
-"""Bytes of the columns that were read last and are kept; at least one group of rows is."""
+"""Size limit of the cache of recently read columns, bytes; it holds at least one group of rows."""
 
 
 class Index:
-    """The heads and places of every row of a folder, and the groups of rows that were read last."""
+    """Index the heads and locations of all rows of a folder, and cache recently read groups of rows."""
 
     def __init__(self, parts: Sequence[Path], cache_bytes: int = CACHE_BYTES) -> None:
-        """Read the light columns of these parts; of rows with the same key the last one counts.
+        """Read the light columns of these parts; if several rows have the same key, the last one counts.
 
         Raises:
-            InputError: a part is corrupt, or another program or version wrote it; names the file.
+            InputError: a part is corrupt, or another program or version wrote it; the message names the file.
         """
         self.parts, self.cache_bytes, self.table = list(parts), cache_bytes, HeadTable()
         self._kept: OrderedDict[tuple[int, int], Columns] = OrderedDict()
@@ -49,10 +49,10 @@ class Index:
         last = np.unique(self.table.keys[::-1], return_index=True)[1]
         self._numbers = len(self.table) - 1 - last
         self.numbers = self._numbers[np.argsort(first)]
-        """The rows that count, in stored order, int64 [N]."""
+        """Numbers of the rows that count, in stored order, int64 [N]."""
 
     def find(self, keys: Sequence[str]) -> tuple[np.ndarray, list[str]]:
-        """Return the rows with these keys, int64 [N], and the keys that no row has."""
+        """Return the rows with these keys, int64 [N], and the keys without a row."""
         wanted = np.array([k.encode("utf-8", "surrogatepass") for k in keys] or [b""])
         at = np.minimum(np.searchsorted(self._sorted, wanted), max(0, len(self._sorted) - 1))
         there = self._sorted[at] == wanted if len(self._sorted) else np.zeros(len(wanted), bool)
@@ -60,7 +60,8 @@ class Index:
         return (self._numbers[at[: len(keys)]] if not lacking else np.zeros(0, np.int64)), lacking
 
     def target(self, number: int) -> Target:
-        """Return the whole target of a row. Raises InputError if it cannot be one; names file and row."""
+        """Return the whole target of a row. Raises InputError, naming file and row, if the row is not a valid
+        target."""
         row = self.table.rows[number]
         return self._columns(int(row["part"]), int(row["group"])).target(int(row["row"]))
 
@@ -81,18 +82,18 @@ class Index:
 
 
 class StoredTargets(Sequence[Target]):
-    """Targets of a store in a fixed order. Taking one, or going through them, reads from disk; `heads` does not."""
+    """Represent targets of a store in a fixed order. Access and iteration read from disk; `heads` does not."""
 
     def __init__(self, source: Index, heads: HeadList) -> None:
         self.source, self.heads = source, heads
 
     @classmethod
     def open(cls, folder: Path, index: Index, keys: Sequence[str] | None, gate: GateSection | None) -> StoredTargets:
-        """Return those with these keys, in their order, judged by `gate`; all of them, as they were judged, without
-        either.
+        """Return the targets with these keys, in their order, judged by `gate`; by default, all targets with their
+        stored decisions.
 
         Raises:
-            InputError: the folder lacks one of them; names it.
+            InputError: the folder lacks one of them; the message names it.
         """
         numbers, lacking = (index.numbers, []) if keys is None else index.find(keys)
         if lacking:
@@ -112,7 +113,7 @@ class StoredTargets(Sequence[Target]):
     def __getitem__(self, at: slice) -> StoredTargets: ...
 
     def __getitem__(self, at: int | slice) -> Target | StoredTargets:
-        """Return one target, read from disk; or some of them, of which nothing is read yet."""
+        """Return one target, read from disk, or a selection, of which nothing is read yet."""
         if isinstance(at, slice):
             return StoredTargets(self.source, self.heads[at])
         number = int(self.heads.numbers[at])
@@ -122,69 +123,69 @@ class StoredTargets(Sequence[Target]):
         return target if said is None else replace(target, accepted=said[0], reasons=said[1])
 
     def where(self, keep: Callable[[TargetHead], bool]) -> StoredTargets:
-        """Return those whose head is to be kept, in the same order; reads nothing."""
+        """Return the targets whose head satisfies a condition, in the same order, without reading from disk."""
         return StoredTargets(self.source, self.heads.taken([i for i, h in enumerate(self.heads) if keep(h)]))
 
     def of_kind(self, *kinds: TargetKind) -> StoredTargets:
-        """Return those of some kinds, in the same order; makes no head."""
+        """Return the targets of some kinds, in the same order, without making heads."""
         return StoredTargets(self.source, self.heads.having("kind", kinds))
 
     def extent(self, at: int) -> tuple[int, int]:
-        """Tokens of a target's context and of its step; reads nothing."""
+        """Return the numbers of tokens of a target's context and step, without reading from disk."""
         row = self.source.table.rows[self.heads.numbers[at]]
         return int(row["first_position"]), int(row["length"])
 
     def by_part(self) -> Iterator[tuple[int, Target]]:
-        """Yield each with its number, in the order in which they lie on disk: every part is read once."""
+        """Yield each target with its number, in the order on disk, so that every part is read once."""
         rows = self.source.table.rows[self.heads.numbers]
         for i in np.lexsort((rows["row"], rows["group"], rows["part"])).tolist():
             yield i, self[i]
 
 
 def _decided(table: HeadTable, numbers: np.ndarray, gate: GateSection) -> Decided:
-    """Return what the gate says of the hints among some rows."""
+    """Return the gate's decisions for the hints among some rows."""
     hints = table.having(numbers, "kind", ("hint",))
     judged = (decide(head, gate) for head in table.heads(hints, {}))
     return {n: (head.accepted, head.reasons) for n, head in zip(hints.tolist(), judged, strict=True)}
 
 
 def heads(targets: Sequence[Target]) -> Sequence[TargetHead]:
-    """Return the light columns of targets; of stored ones nothing is read for it."""
+    """Return the heads of targets, for stored targets without reading from disk."""
     return targets.heads if isinstance(targets, StoredTargets) else targets
 
 
 def by_key(targets: Sequence[Target]) -> Sequence[Target]:
-    """Return the targets in order of their keys; stored ones stay on disk."""
+    """Return the targets ordered by their keys; stored targets stay on disk."""
     keys = [h.key for h in heads(targets)]
     return take(targets, sorted(range(len(keys)), key=keys.__getitem__))
 
 
 def take(targets: Sequence[Target], numbers: Sequence[int]) -> Sequence[Target]:
-    """Return the targets of these numbers, in this order; stored ones stay on disk."""
+    """Return the targets with these numbers, in this order; stored targets stay on disk."""
     if isinstance(targets, StoredTargets):
         return StoredTargets(targets.source, targets.heads.taken(numbers))
     return [targets[i] for i in numbers]
 
 
 def by_part(targets: Sequence[Target]) -> Iterator[tuple[int, Target]]:
-    """Return each target with its number, in whichever order reads least."""
+    """Yield each target with its number, in the order that reads least."""
     return targets.by_part() if isinstance(targets, StoredTargets) else iter(enumerate(targets))
 
 
 def extents(targets: Sequence[Target]) -> list[tuple[int, int]]:
-    """Tokens of each target's context and step; of stored ones nothing is read for it."""
+    """Return the numbers of tokens of each target's context and step, for stored targets without reading from disk."""
     if isinstance(targets, StoredTargets):
         return [targets.extent(i) for i in range(len(targets))]
     return [(len(t.context_ids), len(t.step_ids)) for t in targets]
 
 
 def of_kind(targets: Sequence[Target], kind: TargetKind) -> Sequence[Target]:
-    """Return the targets of a kind, in their order; of stored ones no head is made for it."""
+    """Return the targets of a kind, in their order, for stored targets without making heads."""
     return targets.of_kind(kind) if isinstance(targets, StoredTargets) else [t for t in targets if t.kind == kind]
 
 
 def number_of(targets: Sequence[Target], kind: TargetKind, split: Split) -> int:
-    """Return the number of targets of a kind and a split."""
+    """Return the number of targets with a given kind and split."""
     found = heads(of_kind(targets, kind))
     if isinstance(found, HeadList):
         return len(found.having("split", (split,)))

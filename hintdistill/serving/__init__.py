@@ -1,1 +1,1 @@
-"""The agent's calls for other processes and languages: an HTTP server, and tools of the Model Context Protocol."""
+"""Offer the agent's calls to other processes and languages: an HTTP server, and tools of the Model Context Protocol."""

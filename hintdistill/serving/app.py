@@ -1,4 +1,4 @@
-"""The HTTP server: routes, limits, metrics. Needs the extra `serve`."""
+"""Define the HTTP server: routes, limits and metrics. Needs the extra `serve`."""
 
 from __future__ import annotations
 
@@ -30,36 +30,38 @@ Send = Callable[[Message], Awaitable[None]]
 
 @dataclass(frozen=True)
 class Limits:
-    """What a server takes on."""
+    """Hold the limits of a server."""
 
     token: str | None = None
-    """Asked for as `Authorization: Bearer …` if it is set."""
+    """Token required as `Authorization: Bearer …`, if set."""
     max_body_bytes: int = 16 << 20
     workers: int = 8
-    """Requests at work; they are read together."""
+    """Number of requests processed at the same time; the model reads them together."""
     max_waiting: int = 64
-    """Requests that wait beside them; further ones get 429."""
+    """Number of further requests that may wait; others get status 429."""
     timeout_s: float = 120.0
 
 
 class Metrics:
-    """Counters for Prometheus, in a registry of their own."""
+    """Count requests for Prometheus, in a separate registry."""
 
     def __init__(self, service: Service, gate: Gate) -> None:
         self.registry = CollectorRegistry()
         of = {"registry": self.registry}
-        self.requests = Counter("hintdistill_requests_total", "Requests answered.", ["path", "status"], **of)
+        self.requests = Counter("hintdistill_requests_total", "Number of answered requests.", ["path", "status"], **of)
         self.seconds = Histogram("hintdistill_request_seconds", "Seconds until the answer.", ["path"], **of)
-        Gauge("hintdistill_requests_inside", "Requests at work or waiting.", **of).set_function(lambda: gate.inside)
-        records = Gauge("hintdistill_trace_records", "Trace records on disk since the start.", **of)
+        Gauge("hintdistill_requests_inside", "Requests being processed or waiting.", **of).set_function(
+            lambda: gate.inside
+        )
+        records = Gauge("hintdistill_trace_records", "Trace records written to disk since the start.", **of)
         records.set_function(lambda: service.sink.written if service.sink else 0)
         for name, text in (
-            ("conversations", "Conversations kept."),
-            ("bytes", "Memory of kept conversations."),
+            ("conversations", "Number of kept conversations."),
+            ("bytes", "Memory used by kept conversations."),
             ("asked", "Tokens that separate passes would have read."),
-            ("computed", "Tokens read."),
-            ("batches", "Calls of the model, each for one caller or several."),
-            ("targets", "Targets kept."),
+            ("computed", "Tokens that were read."),
+            ("batches", "Calls of the model, each for one or several callers."),
+            ("targets", "Number of kept targets."),
         ):
             if name in service.session.stats():
                 gauge = Gauge(f"hintdistill_session_{name}", text, **of)
@@ -67,7 +69,7 @@ class Metrics:
 
 
 def create_app(service: Service, limits: Limits = Limits()) -> FastAPI:
-    """Return the application, for any ASGI server."""
+    """Return the application for any ASGI server."""
     gate = Gate(limits.workers, limits.max_waiting, limits.timeout_s)
     metrics = Metrics(service, gate)
 
@@ -87,12 +89,12 @@ def create_app(service: Service, limits: Limits = Limits()) -> FastAPI:
 
     @app.get("/health", tags=["server"])
     async def health() -> dict[str, Any]:
-        """Return whether the server answers, what it scores with, and how many requests are inside."""
+        """Return the state of the server: whether it answers, its model, and the number of current requests."""
         return {"status": "ok", "engine": service.session.engine.key, "inside": gate.inside}
 
     @app.get("/metrics", tags=["server"], response_class=Response)
     async def metrics_page() -> Response:
-        """Counters for Prometheus."""
+        """Return the counters for Prometheus."""
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     @app.exception_handler(HintdistillError)
@@ -107,12 +109,12 @@ def create_app(service: Service, limits: Limits = Limits()) -> FastAPI:
 def _questions(app: FastAPI, service: Service, gate: Gate) -> None:
     @app.post("/v1/diagnose", tags=["questions"])
     async def diagnose(asked: DiagnoseAsked) -> dict[str, Any]:
-        """Return which step went wrong, and which hint would have prevented it."""
+        """Return the step that went wrong, and the hint that would have prevented the error."""
         return await gate.run(lambda: service.diagnose(asked))
 
     @app.post("/v1/rescore", tags=["questions"])
     async def rescore(asked: RescoreAsked) -> dict[str, Any]:
-        """Return what a hint would have done to a step."""
+        """Return the effect that a hint would have had on a step."""
         return await gate.run(lambda: service.rescore(asked))
 
     @app.post("/v1/rank", tags=["questions"])
@@ -138,9 +140,11 @@ def _records(app: FastAPI, service: Service, gate: Gate, limits: Limits) -> None
 
     @app.post("/v1/traces", tags=["traces"], openapi_extra={"requestBody": body})
     async def traces(request: Request) -> Response:
-        """Keep traces: one record or a list of records in any format that is read record by record, or OTLP (JSON or protobuf).
+        """Store traces: one record or a list of records in any format that is read record by record, or OTLP (JSON or
+        protobuf).
 
-        The answer comes when they are on disk. What is no trace is refused with its reason and does not refuse the others.
+        The answer is sent when they are on disk. A record that is not a trace is refused with its reason; the other
+        records are stored.
         """
         kind = request.headers.get("content-type", otlp.JSON_TYPE)
         encoding = request.headers.get("content-encoding", "")
@@ -163,12 +167,12 @@ def _records(app: FastAPI, service: Service, gate: Gate, limits: Limits) -> None
 
 
 def _is_list_of_records(value: Any) -> bool:
-    """Return whether a body is several records; a bare list of messages or items is one."""
+    """Return whether a body holds several records; a bare list of messages or items is one record."""
     return isinstance(value, list) and not any(isinstance(v, dict) and ("role" in v or "type" in v) for v in value)
 
 
 def refusal(error: HintdistillError) -> JSONResponse:
-    """Return the answer that an error becomes: what happened, and what to do about it."""
+    """Return the response for an error, with a description and advice."""
     status, headers = 400, dict[str, str]()
     if isinstance(error, BusyError):
         status, headers = 429, {"Retry-After": "1"}
@@ -183,7 +187,7 @@ def refusal(error: HintdistillError) -> JSONResponse:
 
 
 class Doorkeeper:
-    """Middleware: the token, the bound on bodies, and what is counted of every request."""
+    """Middleware that checks the token and the size of bodies, and counts every request."""
 
     def __init__(
         self,
@@ -195,7 +199,7 @@ class Doorkeeper:
         self.app, self.limits, self.metrics, self.paths = app, limits, metrics, paths
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Let one request in, or refuse it."""
+        """Pass one request on, or refuse it."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -235,7 +239,7 @@ class Doorkeeper:
         return None
 
     async def _body(self, receive: Receive) -> bytes | None:
-        """Return the whole body; None if it is too large, whatever its header says."""
+        """Return the whole body; None if it is too large, regardless of its header."""
         parts: list[bytes] = []
         size = 0
         while True:

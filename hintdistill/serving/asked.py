@@ -1,4 +1,4 @@
-"""The requests that the server accepts, as its OpenAPI page shows them. Torch-free."""
+"""Define the requests that the server accepts, as shown on its OpenAPI page. Torch-free."""
 
 from __future__ import annotations
 
@@ -30,33 +30,33 @@ _HINT = "The tool list has get_weather, not weather_lookup."
 
 
 class Asked(BaseModel):
-    """Fields that every request has. Unknown keys are refused."""
+    """Base of all requests. Unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid")
 
     messages: list[dict[str, Any]] | dict[str, Any]
     """The conversation: chat messages, Responses items or Anthropic messages; or a whole request."""
     tools: list[dict[str, Any]] | None = None
-    """Schemas of the tools the agent had."""
+    """Schemas of the tools that the agent had."""
     step: int | None = None
-    """Which assistant message, from 0; negative numbers count from the end."""
+    """Number of the assistant message, from 0; negative numbers count from the end."""
     distributions: bool = False
-    """Whether the answer has the distributions themselves, which are most of a target."""
+    """Whether the answer includes the distributions, the largest part of a target."""
 
 
 class DiagnoseAsked(Asked):
-    """Which step went wrong, and which hint would have prevented it? Without `step`, every step is looked at."""
+    """Ask which step went wrong, and which hint would have prevented it. Without `step`, every step is examined."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"messages": _MESSAGES, "tools": [_TOOL]}]})
 
     twins: bool = False
-    """Whether the smallest change of the context is looked for in which the step would be right."""
+    """Whether to look for the smallest change of the context under which the step would be right."""
     candidates: int = Field(default=4, ge=1, le=4)
-    """Hints tried per finding."""
+    """Number of hints to try for each finding."""
 
 
 class RescoreAsked(Asked):
-    """What would this hint have done to a step? Without `step`, the last one of the student."""
+    """Ask what effect a hint would have had on a step. Without `step`, the student's last step is used."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -65,14 +65,14 @@ class RescoreAsked(Asked):
     )
 
     hint: str | None
-    """The hint's words; null scores the step without one."""
+    """Text of the hint; null scores the step without a hint."""
     quote: str | None = None
     """The wrong words of the step."""
     placement: Placement = "message"
 
 
 class RankAsked(Asked):
-    """Which of these hints would have done most? Without `step`, about the last step of the student."""
+    """Ask which of several hints would have had the largest effect. Without `step`, the student's last step is used."""
 
     model_config = ConfigDict(
         json_schema_extra={

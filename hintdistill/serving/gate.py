@@ -1,4 +1,4 @@
-"""How much a server takes on: a bounded number of requests at work and waiting, each for a bounded time."""
+"""Limit the load of a server: a bounded number of requests processed and waiting, each for a bounded time."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ T = TypeVar("T")
 
 
 class BusyError(ServiceError):
-    """Too many requests wait already."""
+    """Too many requests are already waiting."""
 
 
 class TimedOutError(ServiceError):
-    """A request took too long; what it had begun is finished and thrown away."""
+    """A request took too long; its work is finished in the background and discarded."""
 
 
 class Gate:
-    """Threads that work, and a bound on what waits for them."""
+    """Run work in threads, and limit the number of waiting requests."""
 
     def __init__(self, workers: int, max_waiting: int, timeout_s: float) -> None:
         self.workers, self.max_waiting, self.timeout_s = workers, max_waiting, timeout_s
@@ -31,19 +31,22 @@ class Gate:
 
     @property
     def inside(self) -> int:
-        """Requests at work or waiting. A request that timed out is inside until its thread is free again."""
+        """Number of requests being processed or waiting. A request that timed out counts until its thread is free
+        again."""
         return self._inside
 
     async def run(self, work: Callable[[], T]) -> T:
         """Do the work in a thread.
 
         Raises:
-            BusyError: too many wait.
-            TimedOutError: no answer within the bound.
+            BusyError: too many requests are waiting.
+            TimedOutError: there was no answer within the time limit.
         """
         with self._lock:
             if self._inside >= self.workers + self.max_waiting:
-                raise BusyError(f"{self._inside} requests are at work or waiting", hint="try again in a moment")
+                raise BusyError(
+                    f"{self._inside} requests are already being processed or waiting", hint="try again in a moment"
+                )
             self._inside += 1
         future = self._pool.submit(work)
         future.add_done_callback(lambda _: self._leave())
@@ -52,10 +55,10 @@ class Gate:
         except TimeoutError:
             # one that has not begun need not begin any more
             future.cancel()
-            raise TimedOutError(f"no answer within {self.timeout_s:g} seconds") from None
+            raise TimedOutError(f"there was no answer within {self.timeout_s:g} seconds") from None
 
     def close(self) -> None:
-        """Wait for what is inside."""
+        """Wait for the current requests."""
         self._pool.shutdown(wait=True)
 
     def _leave(self) -> None:

@@ -1,4 +1,4 @@
-"""The agent's calls from JSON to JSON, for every way they are served."""
+"""Answer the agent's calls from JSON to JSON, for every protocol."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from hintdistill.traces.registry import recognise
 
 @dataclass(frozen=True)
 class Service:
-    """What answers: an engine with its session, critics, and where traces go."""
+    """Hold the parts of a service: an engine with its session, critics, and a sink for traces."""
 
     session: api.Session
     panel: api.Panel
     sink: TraceSink | None = None
-    """None refuses traces."""
+    """Sink for traces; None refuses traces."""
 
     def diagnose(self, asked: DiagnoseAsked) -> dict[str, Any]:
-        """See `api.diagnose`; raises what it raises."""
+        """See `api.diagnose`; raises the same errors."""
         found = api.diagnose(
             asked.messages,
             tools=asked.tools,
@@ -37,7 +37,7 @@ class Service:
         return found.to_dict(asked.distributions)
 
     def rescore(self, asked: RescoreAsked) -> dict[str, Any]:
-        """See `api.rescore`; raises what it raises."""
+        """See `api.rescore`; raises the same errors."""
         target = api.rescore(
             asked.messages,
             hint=asked.hint,
@@ -50,7 +50,7 @@ class Service:
         return target.to_dict(asked.distributions)
 
     def rank(self, asked: RankAsked) -> dict[str, Any]:
-        """See `api.rank_hints`; raises what it raises."""
+        """See `api.rank_hints`; raises the same errors."""
         ranked = api.rank_hints(
             asked.messages,
             hints=asked.hints,
@@ -63,10 +63,11 @@ class Service:
         return {"hints": [r.to_dict(asked.distributions) for r in ranked]}
 
     def record(self, records: list[Any]) -> dict[str, Any]:
-        """Write traces in any format that is read record by record; what is no trace is refused with its reason.
+        """Write traces in any format that is read record by record; a record that is not a trace is refused with its
+        reason.
 
         Raises:
-            ConfigError: the server keeps no traces.
+            ConfigError: the server does not store traces.
         """
         sink = self._sink()
         refused = []
@@ -80,21 +81,21 @@ class Service:
         return {"accepted": len(records) - len(refused), "refused": refused}
 
     def spans(self, request: dict[str, Any]) -> None:
-        """Write the spans of an OTLP request. Raises ConfigError if the server keeps no traces."""
+        """Write the spans of an OTLP request. Raises ConfigError if the server does not store traces."""
         if request.get("resourceSpans"):
             self._sink().append(request, "spans")
 
     def _sink(self) -> TraceSink:
         if self.sink is None:
-            raise ConfigError("this server keeps no traces", hint="start it with --traces DIR")
+            raise ConfigError("this server does not store traces", hint="start it with --traces DIR")
         return self.sink
 
 
 def _check(record: Any, n: int) -> None:
-    """Raise TraceError if a record is no trace by itself."""
+    """Raise TraceError if a record on its own is not a trace."""
     found = recognise(record)
     if found is None or found.SCOPE != "record":
-        raise TraceError("the record is in no format that is read record by record; see docs/traces.md")
+        raise TraceError("the format of the record is not one that is read record by record; see docs/traces.md")
     source = Source(file="request", position=f"record {n}")
     for made in found.traces(Record(record, source), ReadOptions()):
         if not isinstance(made, Trace):

@@ -1,4 +1,4 @@
-"""Put a service together and start it: over HTTP, or as tools over stdio."""
+"""Build a service and start it, over HTTP or as tools over stdio."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ EXTRA = 'pip install "hintdistill[serve]"'
 
 @dataclass(frozen=True)
 class Backend:
-    """What a service scores with."""
+    """Describe the engine, critics and trace folder of a service."""
 
     model: str
-    """Model folder, or hub name; with `base_url`, only its tokenizer and template are read."""
+    """Model folder or hub name; with `base_url`, only its tokenizer and template are read."""
     base_url: str | None = None
     """Address of a vLLM server, up to and including `/v1`; None scores in this process."""
     served_as: str | None = None
-    """The name under which that server has the weights; default `model`."""
+    """The server's name for the weights; default: `model`."""
     memory_mb: int = 1024
-    """Bound on what is kept of conversations."""
+    """Limit on the memory of kept conversations, megabytes."""
     config: Path | None = None
-    """A configuration whose section `critic` is used; None for the deterministic checks."""
+    """Configuration whose section `critic` is used; None for the deterministic checks."""
     traces: Path | None = None
-    """Where traces go; None refuses them."""
+    """Folder for traces; None refuses traces."""
 
 
 def make_service(backend: Backend) -> Service:
-    """Load what a service needs. Raises ConfigError, InputError, ModelError or ServiceError."""
+    """Load the parts of a service. Raises ConfigError, InputError, ModelError or ServiceError."""
     sink = TraceSink(backend.traces) if backend.traces is not None else None
     if backend.base_url is None:
         loaded = api.load_engine(backend.model)
@@ -56,7 +56,7 @@ def token_for(host: str) -> str | None:
     """Return the token that `HINTDISTILL_TOKEN` holds.
 
     Raises:
-        ConfigError: there is none, and the host is not this machine.
+        ConfigError: there is no token, and the host is not this machine.
     """
     token = os.environ.get(TOKEN_ENV) or None
     if token is None and not is_loopback(host):
@@ -68,7 +68,7 @@ def token_for(host: str) -> str | None:
 
 
 def serve(backend: Backend, host: str, port: int, max_waiting: int, timeout_s: float) -> None:
-    """Serve over HTTP until SIGTERM or SIGINT; then answer what was accepted, and return.
+    """Serve over HTTP until SIGTERM or SIGINT; then answer the accepted requests, and return.
 
     Raises:
         ConfigError: the extra is not installed, or the host needs a token.

@@ -1,4 +1,4 @@
-"""The same questions as tools of the Model Context Protocol. Needs the extra `serve`."""
+"""Offer the agent's calls as tools of the Model Context Protocol. Needs the extra `serve`."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ Tools = list[dict[str, Any]] | None
 
 
 def create_server(service: Service) -> MCPServer:
-    """Return a server with the tools `diagnose`, `rescore`, `rank_hints` and, if traces are kept,
-    `record_traces`."""
+    """Return a server with the tools `diagnose`, `rescore`, `rank_hints` and, if traces are stored, `record_traces`."""
     server = MCPServer(
         "hintdistill",
         version=__version__,
@@ -28,10 +27,11 @@ def create_server(service: Service) -> MCPServer:
 
     @server.tool()
     def diagnose(messages: Messages, tools: Tools = None, step: int | None = None) -> dict[str, Any]:
-        """Find the step that went wrong in a conversation, the wrong words, and the hint that would have prevented it.
+        """Find the step that went wrong in a conversation, the wrong words, and the hint that would have prevented the
+        error.
 
-        `messages` are chat messages, Responses items or Anthropic messages; `tools` the schemas the agent had; `step` limits the
-        answer to one assistant message (from 0; negative numbers count from the end).
+        `messages` are chat messages, Responses items or Anthropic messages; `tools` are the schemas that the agent had;
+        `step` limits the answer to one assistant message (from 0; negative numbers count from the end).
         """
         return _said(lambda: service.diagnose(DiagnoseAsked(messages=messages, tools=tools, step=step)))
 
@@ -39,7 +39,8 @@ def create_server(service: Service) -> MCPServer:
     def rescore(
         messages: Messages, hint: str, quote: str | None = None, tools: Tools = None, step: int | None = None
     ) -> dict[str, Any]:
-        """Say what a hint above a step would have done to the probability of its words. `quote` are the wrong words of the step."""
+        """Measure the effect that a hint above a step would have had on the probability of its words. `quote` are the
+        wrong words of the step."""
         return _said(
             lambda: service.rescore(RescoreAsked(messages=messages, hint=hint, quote=quote, tools=tools, step=step))
         )
@@ -48,7 +49,7 @@ def create_server(service: Service) -> MCPServer:
     def rank_hints(
         messages: Messages, hints: list[str], quote: str | None = None, tools: Tools = None, step: int | None = None
     ) -> dict[str, Any]:
-        """Put several hints for one step in order, best first."""
+        """Rank several hints for one step, best first."""
         return _said(
             lambda: service.rank(RankAsked(messages=messages, hints=hints, quote=quote, tools=tools, step=step))
         )
@@ -57,14 +58,15 @@ def create_server(service: Service) -> MCPServer:
 
         @server.tool()
         def record_traces(records: list[dict[str, Any]]) -> dict[str, Any]:
-            """Keep conversations for later training, each as `{"messages": […], "tools": […]}` or in another known format."""
+            """Store conversations for later training, each as `{"messages": […], "tools": […]}` or in another known
+            format."""
             return _said(lambda: service.record(list(records)))
 
     return server
 
 
 def _said(ask: Any) -> dict[str, Any]:
-    """Return the answer, or the error as a tool's error. Raises ToolError with the error's words."""
+    """Return the answer, or raise ToolError with the error's message."""
     try:
         answer: dict[str, Any] = ask()
     except HintdistillError as error:

@@ -85,3 +85,10 @@ def test_replay_says_how_often_its_rows_were_read():
     page = replay.table(told)
     assert "| stale | 0.800 [" in page and "| 8, 8 | 6, 6 | 1.33, 1.33 |" in page
     assert "| **replay - stale** | -0.200 [" in page and "| **replay, as many passes - stale** | +0.200 [" in page
+
+
+def test_the_page_of_critics_has_what_the_evidence_says_of_random_mistakes():
+    told = critic_curve.random_mistakes(critic_curve.TABLES.read_text(encoding="utf-8"))
+    begin, end = critic_curve.KNOWN
+    assert critic_curve.PAGE.read_text(encoding="utf-8").partition(begin)[2].partition(end)[0].strip() == told
+    assert told.count("right step in") == 5 and "| right step in 50 % | 0.74 / 0.81 | 0.39 / 0.53 |" in told

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from benchmarks.realmodel.page import arms_table, base_table, nouns_bootstrap, repair_table, shape_table
+from benchmarks.realmodel.page import (
+    arms_table,
+    base_table,
+    makers_table,
+    nouns_bootstrap,
+    repair_table,
+    shape_table,
+)
 from benchmarks.realmodel.plan import PREREG, commit_of
 from hintdistill.core.statistics import difference, gap_closed
 
@@ -54,6 +61,28 @@ def test_gain_is_read_against_the_same_seeds_and_a_pair_needs_both_members():
     lines = arms_table(results, "unseen").splitlines()
     assert "0.50 (" in lines[3] and lines[3].startswith("| targeted | 0 |")
     assert "| 0.50 | – | hint 7 |" in lines[3]  # (5 - 2) / (8 - 2), and 5 of 10 pairs
+
+
+def test_coverage_before_and_after_is_of_the_same_seeds():
+    def more(seed: int, covered: int, kinds: dict) -> dict:
+        made = {"classes": {"stopped_early": {"kinds": kinds}, "wrong_city": {"kinds": {}}}}
+        found = {"stopped_early": 4, "wrong_city": 1}
+        kept = {"stopped_early": covered + 1}
+        return {
+            "seed": seed,
+            "findings": found,
+            "covered": {"stopped_early": covered},
+            "twins": made,
+            "twins_accepted": kept,
+        }
+
+    shared = [{"seed": s, "twins_accepted": {"stopped_early": 1}} for s in (0, 1, 2)]
+    told = makers_table([more(0, 3, {"had": 3, "done": 2}), more(1, 2, {"had": 4})], shared).splitlines()
+    assert "(seeds 0, 1)" in told[0]
+    assert told[-2:] == [
+        "| stopped_early | 8 | 2 | 5 | 7 of 9 | done 2, had 7 |",
+        "| wrong_city | 2 | 0 | 0 | 0 of 0 | – |",
+    ]
 
 
 def test_test_tasks_are_named_after_the_commit_that_announced_them():

@@ -87,7 +87,7 @@ def test_every_format_writes_checks_and_says_what_it_loses(run, tmp_path, form):
     if form == "hf":
         assert "exact: at most 1e-05 relative" in done.stdout and card["check"]["worst_relative"] <= 1e-5
     else:
-        assert "the mass that is not kept bounds it by" in done.stdout
+        assert "the mass that is not kept allows" in done.stdout
         assert any("jsd becomes forward KL" in what for what in card["loses"])
 
 
@@ -134,9 +134,9 @@ def test_a_row_beyond_its_bound_is_an_error_that_names_it():
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["--to", "hff"], "no format 'hff' (did you mean"),
-        (["--to", "trl", "tail=drop"], "trl has no tail=drop: its trainer computes the rest itself"),
-        (["--to", "axolotl", "tail=keep"], "axolotl has no tail=keep"),
+        (["--to", "hff"], "unknown format 'hff' (did you mean"),
+        (["--to", "trl", "tail=drop"], "trl does not support tail=drop: its trainer computes the rest itself"),
+        (["--to", "axolotl", "tail=keep"], "axolotl does not support tail=keep"),
         (["k=0"], "k=0 is not a number of ids"),
         (["kk=3"], "export takes k=… and tail=…, not 'kk=3'"),
     ],
@@ -148,7 +148,7 @@ def test_what_a_format_does_not_have_is_refused_by_name(run, tmp_path, args, sai
 
 def test_a_folder_of_something_else_is_left_alone(run, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(ConfigError, match="holds something that is not an export"):
+    with pytest.raises(ConfigError, match="contains something that is not an export"):
         export(run, "hf", out=tmp_path)
     assert (tmp_path / "mine.txt").read_text() == "mine"
 
@@ -168,15 +168,15 @@ def test_a_recipe_that_stored_targets_cannot_train_says_so(run, tmp_path):
     manifest = json.loads((other / "manifest.json").read_text())
     manifest["config"]["train"]["recipe"] = "sdft"
     (other / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ConfigError, match="sdft makes its targets in the training step"):
+    with pytest.raises(ConfigError, match="sdft computes its targets in the training step"):
         export(other, "hf")
     _, card = export(other, "tinker", ExportSettings(8), out=tmp_path / "t")
-    assert any(what.startswith("the teacher in the training step") for what in card["loses"])
+    assert any(what.startswith("the teacher of the training step") for what in card["loses"])
 
 
 def test_trl_takes_masks_and_whole_copies_and_refuses_the_rest_by_name():
     require_whole_weights(row_of([0.0, 0.5, 0.5]))
-    with pytest.raises(ConfigError, match=r"row abc: its tokens weigh 0\.25 to 1"):
+    with pytest.raises(ConfigError, match=r"row abc: its tokens have weights in the ratio 0\.25 to 1"):
         columns(row_of([0.2, 0.05]), 1)
     recipe = train_section(anchor={"weight": 1.5}).effective_recipe
     assert copies_of(recipe, ["hint", "anchor"]) == {"hint": 2, "anchor": 3}

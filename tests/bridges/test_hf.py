@@ -208,7 +208,7 @@ def test_a_recipe_that_moves_needs_the_clock(model, stored):
 
 
 def test_what_stored_targets_cannot_give_is_refused_by_name():
-    with pytest.raises(ConfigError, match="sdft makes its targets in the training step"):
+    with pytest.raises(ConfigError, match="sdft computes its targets in the training step"):
         require_stored(train_section(recipe="sdft"))
     with pytest.raises(ConfigError, match=r"couples an outcome reward \(additive\)"):
         require_stored(train_section(recipe={"preset": "targeted", "coupling": {"kind": "additive"}}))

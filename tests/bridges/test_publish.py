@@ -39,7 +39,9 @@ def test_targets_arrive_as_a_data_set_that_trains(hub, tmp_path):
 def test_without_the_flag_no_target_leaves(hub):
     # the student is pushed, and this run has none
     assert "no student" in hintdistill("push", str(the_run()), "me/it", expect=3).stderr
-    assert "--text-free is of targets" in hintdistill("push", str(the_run()), "me/it", "--text-free", expect=2).stderr
+    assert (
+        "--text-free concerns targets" in hintdistill("push", str(the_run()), "me/it", "--text-free", expect=2).stderr
+    )
     assert hub.calls == []
 
 
@@ -47,7 +49,7 @@ def test_a_secret_in_a_context_stops_it_before_anything_is_sent(hub, monkeypatch
     key = "sk-" + "proj-" + "abcdefghijklmnop1234"
     plain = Renderer.decode
     monkeypatch.setattr(Renderer, "decode", lambda self, ids: f"{plain(self, ids)} my key is {key}")
-    with pytest.raises(SecretError, match=r"trace \S+ holds a secret, and nothing was sent: .*key of a ") as error:
+    with pytest.raises(SecretError, match=r"trace \S+ contains a secret, and nothing was sent: .*key of a ") as error:
         push_targets(the_run(), "me/targets")
     assert key not in str(error.value) and hub.calls == []
 

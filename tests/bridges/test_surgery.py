@@ -102,10 +102,10 @@ def test_what_cannot_be_is_said(injected):
     with pytest.raises(InputError, match="ends at token"):
         hinted_ids(list(injection.plain_ids)[:-1], splice)
     short = np.zeros((splice.end, 2))
-    with pytest.raises(InputError, match="the teacher answered"):
+    with pytest.raises(InputError, match="the teacher returned"):
         slice_back(short, short, splice)
     one = Scored(4, 6, np.zeros((2, 1), int), np.zeros((2, 1)), np.ones(2))
-    with pytest.raises(InputError, match="two hints read the step at token 5"):
+    with pytest.raises(InputError, match="two hints apply to the step at token 5"):
         laid_out([one, Scored(5, 7, one.ids, one.logprobs, one.weights)], 9, 1)
 
 

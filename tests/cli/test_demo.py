@@ -42,5 +42,5 @@ def test_the_wheel_alone_runs_the_demo_in_an_empty_folder(tmp_path):
 
 def test_an_installation_without_the_example_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(package_data, "data_root", lambda: tmp_path)
-    with pytest.raises(ConfigError, match="this installation holds no example"):
+    with pytest.raises(ConfigError, match="this installation lacks the example"):
         package_data.demo_config()

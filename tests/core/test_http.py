@@ -62,7 +62,7 @@ def test_no_redirect_is_followed_and_its_target_is_named(status, verb):
 
 @pytest.mark.parametrize("mode", ["hangs", "drips", "drips_head", "drips_chunks", "drips_continue"])
 def test_one_bound_of_time_holds_for_the_whole_answer(mode):
-    with bad_server() as server, pytest.raises(TimedOutError, match=r"no answer within 0.2 s, 1 time") as caught:
+    with bad_server() as server, pytest.raises(TimedOutError, match=r"no answer within 0.2 s \(1 time\)") as caught:
         client(server.url(mode), timeout_s=0.2).post("/x", TRACE)
     assert caught.value.retryable and "critic.llm.timeout_s" in caught.value.hint
 
@@ -194,7 +194,7 @@ def test_all_work_can_be_stopped_from_outside():
     with bad_server() as server:
         asked = client(server.url("hangs"), timeout_s=60)
         threading.Timer(0.2, stop_all).start()
-        with pytest.raises(CancelledError, match="is owed"):
+        with pytest.raises(CancelledError, match="before it was answered"):
             in_order(lambda i: asked.post("/x", TRACE), range(2), 2)
 
 

@@ -150,12 +150,12 @@ def test_a_divergence_has_value_gradient_and_its_own_parameters(plugin):
         with pytest.raises(ConfigError, match=said):
             load_recipe("targeted", {"terms": {"distill": {"divergence": {"kind": "hellinger"} | divergence}}})
     dropped = {"kind": "union", "rest": "drop"}
-    with pytest.raises(ConfigError, match="hellinger on a truncated support without its rest lowers the mass"):
+    with pytest.raises(ConfigError, match="hellinger on a truncated support without its remainder lowers the mass"):
         load_recipe("targeted", {"terms": {"distill": {"divergence": {"kind": "hellinger"}, "support": dropped}}})
 
 
 def test_a_divergence_that_does_not_say_what_truncation_does_is_refused():
-    with pytest.raises(ConfigError, match=r"must say .* `truncated`"):
+    with pytest.raises(ConfigError, match=r"must declare .* `truncated`"):
         parts.Divergence("mine", implementation=lambda s, t: s)
 
 
@@ -238,7 +238,7 @@ def test_an_engine_that_a_call_asks_for_is_the_one_it_has(plugin, student_engine
     call = {"step": 0, "engine": given, "tools": weather_trace.tools}
     messages, asked = list(weather_trace.messages), RescoreSection(engine=EngineSection(backend="uniform"))
     for hint in (None, "There is get_weather."):
-        with pytest.raises(ConfigError, match="asks for backend=uniform, and the engine that is given is transformers"):
+        with pytest.raises(ConfigError, match="asks for backend=uniform, but the given engine is transformers"):
             hd.rescore(messages, hint=hint, config=asked, **call)
     uniform = call | {"engine": hd.load_engine(str(STUDENT), backend="uniform")}
     assert hd.rescore(messages, hint=None, config=asked, **uniform).versions["engine"] == "Uniform"
@@ -246,7 +246,7 @@ def test_an_engine_that_a_call_asks_for_is_the_one_it_has(plugin, student_engine
         hd.rescore(messages, hint=None, config=RescoreSection(engine=EngineSection(max_length=7)), **call)
     with pytest.raises(ConfigError, match=r"unknown engine `unifrom` \(did you mean `uniform`\?\)"):
         hd.load_engine(str(STUDENT), backend="unifrom")
-    with pytest.raises(ConfigError, match="reached at an address"):
+    with pytest.raises(ConfigError, match="is a server with an address"):
         hd.load_engine(str(STUDENT), backend="server")
 
 
@@ -352,7 +352,7 @@ class Point:
 
 def test_a_broken_or_doubled_entry_is_refused_by_name(monkeypatch, plugin):
     plugin("critic")
-    with pytest.raises(ConfigError, match="the critic `polite` is registered already"):
+    with pytest.raises(ConfigError, match="the critic `polite` is already registered"):
         plugin("critic")
     with pytest.raises(ConfigError, match="the critic `rules` was not registered by a caller"):
         extensions.CRITICS.remove("rules")

@@ -178,7 +178,7 @@ def test_votes_agree_or_abstain(votes, least):
 
 
 def test_votes_without_a_temperature_are_refused():
-    with pytest.raises(ValueError, match="one vote"):
+    with pytest.raises(ValueError, match="are all the same"):
         LLMSection(votes=3)
 
 

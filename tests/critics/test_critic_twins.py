@@ -110,7 +110,7 @@ def test_an_edit_that_stands_nowhere_is_noted(weather_trace):
         said = critic(backend).ask(weather_trace)
         noted = [n for n in said.notes if n.startswith("edit left out: step 0, count")]
         assert (said.findings[0].twin is not None) == (times == 1) == (not noted)
-        assert not noted or f"stands {times} times above step 0" in noted[0]
+        assert not noted or f"occurs {times} times above step 0" in noted[0]
     many = [LLMEdit(quote="Paris", replacement=str(i)) for i in range(MOST_REPLACEMENTS + 1)]
     with pytest.raises(TwinError) as refused:
         edit_of(weather_trace, 0, many, "llm")

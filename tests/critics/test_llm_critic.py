@@ -118,13 +118,13 @@ def test_who_made_the_run_fail_and_which_mistake_decided_it(weather_trace, who, 
     with scripted_server(long_form(who, *told)) as server:
         got = critic(server.url).ask(weather_trace)
     assert got.verdict == verdict and [f.decisive for f in got.findings] == kept
-    assert any("made to fail by other" in n for n in got.notes) == (who == "other")
+    assert any("caused by: other" in n for n in got.notes) == (who == "other")
 
 
 def test_a_failing_agent_without_a_mistake_is_asked_again(weather_trace):
     with scripted_server(long_form("agent"), GOOD) as server:
         got = critic(server.url).ask(weather_trace)
-    assert "no mistake of it is named" in got.notes[0] and got.findings[0].decisive is None
+    assert "names none of its mistakes" in got.notes[0] and got.findings[0].decisive is None
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_a_place_that_is_not_the_quotes_is_left_out(weather_trace, quote, place,
     with scripted_server(answer) as server:
         got = critic(server.url).ask(weather_trace)
     assert (got.findings[0].quote_in, got.findings[0].call) == kept
-    assert any("searched everywhere" in n for n in got.notes) == (kept == (None, None))
+    assert any("the whole step was searched" in n for n in got.notes) == (kept == (None, None))
 
 
 def test_instructions_speak_of_tools_only_where_there_are_some(weather_trace):
@@ -160,10 +160,10 @@ def test_bounds_only_where_the_server_takes_them():
 @pytest.mark.parametrize(
     ("bad", "problem"),
     [
-        ("no json here", "it holds no JSON object"),
+        ("no json here", "it contains no JSON object"),
         ('{"verdict": "none", "findings": [', "no JSON object"),
         ('{"verdict": "none"}', "findings: Field required"),
-        ('{"verdict": "findings", "findings": []}', "does not go with 0 findings"),
+        ('{"verdict": "findings", "findings": []}', "does not fit 0 findings"),
         (
             json.dumps({"verdict": "findings", "findings": [{**FOUND, "step": 9}]}),
             "step 9 does not exist; the steps are 0, 1",
@@ -235,9 +235,9 @@ def test_a_rate_limit_is_waited_out_as_the_server_asks(weather_trace, monkeypatc
 @pytest.mark.parametrize(
     ("body", "what"),
     [
-        (b"<html>Bad gateway</html>", "no JSON"),
-        (b'{"id": "x", "choices": [{"ind', "no JSON"),
-        (b"\xff\x00", "no JSON"),
+        (b"<html>Bad gateway</html>", "not JSON"),
+        (b'{"id": "x", "choices": [{"ind', "not JSON"),
+        (b"\xff\x00", "not JSON"),
         (b"[1]", "no list of choices"),
         (b"null", "no list of choices"),
         (b'{"error": {"message": "busy"}}', "no list of choices"),
@@ -479,7 +479,7 @@ def test_recorded_findings(weather_trace, tmp_path):
     ("text", "message"),
     [
         ("{", "line 1: not valid JSON"),
-        ("[]", "line 1: a finding is an object"),
+        ("[]", "line 1: a finding must be an object"),
         ('{"trace": "t", "step": -1, "error_class": "x"}', "line 1: step"),
         ('{"trace": "t", "step": 0, "error_class": "x", "colour": 1}', "line 1: colour"),
     ],

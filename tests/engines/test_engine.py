@@ -61,6 +61,27 @@ def test_scores_equal_separate_forwards(arch, tiny_model):
         assert (score.top1 == full.argmax(-1).numpy()).all()
 
 
+@pytest.mark.parametrize("top_k", [4, 80])
+def test_groups_that_the_head_reads_together_have_the_scores_they_have_alone(top_k, tiny_model, monkeypatch):
+    """Of few ids per position and of many; what two views ask alike is the same bits."""
+    engine, rng = TransformersEngine(tiny_model("qwen3"), "k"), np.random.default_rng(2)
+    ids, asked = rng.integers(3, 1000, 40), list[ScoreRequest]()
+    for n in range(4):
+        hinted = np.concatenate([ids[:20], rng.integers(3, 1000, 3 + n), ids[20:]])
+        views = ((ids, f"{n}"), (hinted, f"{n}"), (ids, f"{n}"), (hinted[2:], None))
+        asked += [ScoreRequest(x, len(x) - 9, len(x), group, rng.integers(3, 1000, 5)) for x, group in views]
+    together = engine.score(asked, top_k)
+    monkeypatch.setattr("hintdistill.engines.transformers.HEAD_ENTRIES", 1)
+    for a, b in zip(together, engine.score(asked, top_k), strict=True):
+        assert (a.topk_ids == b.topk_ids).all() and (a.top1 == b.top1).all()
+        for name in ("sampled", "topk_logprobs", "tail_logprob", "gathered"):
+            np.testing.assert_allclose(getattr(a, name), getattr(b, name), rtol=1e-5, atol=1e-5)
+    for n in range(0, len(asked), 4):
+        plain, again = together[n], together[n + 2]
+        assert (plain.topk_logprobs == again.topk_logprobs).all() and (plain.sampled == again.sampled).all()
+        assert plain.topk_ids.shape == together[n + 1].topk_ids.shape
+
+
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_full_logprobs_equal_separate_forwards(arch, tiny_model):
     model = tiny_model(arch)

@@ -186,7 +186,7 @@ def test_a_students_own_forward_leaves_the_trunk_and_its_gradient_alone(checkpoi
 def test_branches_refuse_a_gradient():
     model = model_of("llama")
     tree = shared_prefix.grow([np.arange(3, 20), np.array([3, 4, 5, 99, 98])])
-    with pytest.raises(SharingError, match="only whole trunks carry a gradient"):
+    with pytest.raises(SharingError, match="only whole trunks can carry a gradient"):
         shared_hidden(model, tree, [range(16), range(4)], 4096)
 
 

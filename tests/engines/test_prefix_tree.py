@@ -75,7 +75,7 @@ def test_given_trunks_cost_nothing():
     trunk = np.arange(50)
     tree = grow([np.concatenate([trunk[:40], [9, 9]]), trunk[:30]], [trunk])
     assert tree.computed == 2 and tree.given == 1 and tree.leaves == (1, 0)
-    with pytest.raises(ValueError, match="begins like another"):
+    with pytest.raises(ValueError, match="has the same beginning as another"):
         grow([], [trunk, trunk])
 
 

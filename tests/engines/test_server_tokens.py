@@ -85,7 +85,7 @@ def test_a_server_that_scores_what_it_was_sent(kind, dialect, address):
 @pytest.mark.parametrize("what", ["bos", "replaced", "cut", "bos+replaced"])
 @pytest.mark.parametrize(("kind", "dialect"), [("ids", "echo"), ("text", "echo"), ("ids", "prompt_logprobs")])
 def test_a_server_that_scores_another_prompt_is_refused(kind, dialect, what, address):
-    with pytest.raises(ServiceError, match="scored another prompt than it was sent"):
+    with pytest.raises(ServiceError, match="scored a different prompt from the one that was sent"):
         scored(address, f"{kind}+{what}", dialect)
 
 

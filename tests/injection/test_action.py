@@ -192,7 +192,9 @@ def test_the_loss_span_is_the_action_alone_on_hints_and_on_what_is_held():
     assert np.array_equal(loss_weights(target, terms["distill"].model_copy(update={"span": "step"})), [1.0, 1.0])
 
 
-@pytest.mark.parametrize(("start", "said"), [(None, "earlier release"), (UNKNOWN_ACTION, "cannot be told")])
+@pytest.mark.parametrize(
+    ("start", "said"), [(None, "earlier release"), (UNKNOWN_ACTION, "cannot be found in its tokens")]
+)
 def test_a_boundary_that_is_not_known_is_an_error_by_name(start, said):
     term = train_section(loss_span="action").effective_recipe.terms["distill"]
     with pytest.raises(InputError, match=f"trace trace é, step 2 .*loss span `action`.*{said}"):
@@ -203,7 +205,8 @@ def test_a_boundary_that_is_not_known_is_an_error_by_name(start, said):
 def test_a_bridge_that_weighs_quotes_refuses_the_span_by_name():
     require_no_action_span(TrainSection(), "this bridge")
     with pytest.raises(
-        ConfigError, match=r"terms\.distill\.span=action leaves reasoning out .* this bridge weighs the quoted"
+        ConfigError,
+        match=r"terms\.distill\.span=action excludes reasoning from the loss, but this bridge weights the quoted",
     ):
         require_no_action_span(train_section(loss_span="action"), "this bridge")
 

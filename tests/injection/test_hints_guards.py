@@ -138,13 +138,13 @@ def test_whole_numbers_only():
 @pytest.mark.parametrize(
     ("hint", "what"),
     [
-        ("Use get_forecast instead.", "it proposes get_forecast, which is not a listed tool"),
-        ("Call the tool `find_city` first.", "it proposes find_city, which is not a listed tool"),
-        ("Try lookup(city) before.", "it proposes lookup, which is not a listed tool"),
-        ('Call {"name":"get_sun","arguments":{}}.', "it shows a call of get_sun, which is not a listed tool"),
+        ("Use get_forecast instead.", "the hint proposes get_forecast, which is not a listed tool"),
+        ("Call the tool `find_city` first.", "the hint proposes find_city, which is not a listed tool"),
+        ("Try lookup(city) before.", "the hint proposes lookup, which is not a listed tool"),
+        ('Call {"name":"get_sun","arguments":{}}.', "the hint shows a call of get_sun, which is not a listed tool"),
         (
             'Call {"name":"get_weather","arguments":{"place":"Paris"}}.',
-            "it shows get_weather with place, which it does not have",
+            "the hint shows get_weather with place, an argument that it does not have",
         ),
     ],
 )

@@ -162,7 +162,8 @@ def test_fallbacks_in_the_stated_order_with_reasons(one_question):
 
 def test_no_placement_left_is_an_error_that_names_each(one_question):
     with pytest.raises(
-        TemplateError, match=r"trace t9, step 0: no placement .*message/user: .*one question.*message/system"
+        TemplateError,
+        match=r"trace t9, step 0: this chat template has no place for a hint; .*message/user: .*one question.*message/system",
     ) as caught:
         inject(one_question, SHORT_TALK, placements=("message",))
     assert "inject.placements" in caught.value.hint
@@ -222,7 +223,7 @@ def test_quote_becomes_token_range(weather_trace, student_renderer):
 
 
 def test_quote_that_is_nowhere(weather_trace, student_renderer):
-    with pytest.raises(QuoteNotFoundError, match="'get_stock' is nowhere in the step"):
+    with pytest.raises(QuoteNotFoundError, match="'get_stock' does not occur in the step"):
         inject(student_renderer, weather_trace, quote="get_stock")
     made = inject(student_renderer, weather_trace, quote="get_stock", whole_step_without_quote=True)
     assert made.span == (0, len(made.step_ids))
@@ -255,7 +256,7 @@ def test_a_level_above_the_bound_and_a_wrong_name_first_are_said(weather_trace, 
     finding = Finding(step=0, error_class="unknown_tool", hint=hint, facts={"wrong": "get_forecast"})
     made = Injector(student_renderer, LIBRARY, InjectSection(max_level=1)).inject(weather_trace, finding)
     assert made.level == 2
-    assert made.guards == ("level: 2 is above 1", "primes: the wrong name 'get_forecast' comes first")
+    assert made.guards == ("level: the level 2 is above 1", "primes: the wrong name 'get_forecast' comes first")
     assert Injector(student_renderer, LIBRARY, InjectSection()).inject(weather_trace, finding).guards == made.guards[1:]
 
 

@@ -108,7 +108,7 @@ def test_what_primes_is_said():
         "the wrong name 'get_forecast' comes first"
     ]
     assert primes("Use get_weather, not get_forecast.", TRACE, FINDING) == []
-    assert primes("The tools are get_weather, get_time, plan_route.", TRACE, FINDING) == ["it lists 3 tools"]
+    assert primes("The tools are get_weather, get_time, plan_route.", TRACE, FINDING) == ["the hint lists 3 tools"]
 
 
 def test_no_shipped_hint_names_the_wrong_word_first_or_lists_the_tools():

@@ -134,8 +134,8 @@ def test_recorded_ids_are_used_verbatim(student_renderer):
     ("ids", "prompt", "message"),
     [
         ((99_999,), None, "outside this tokenizer"),
-        ((300, 301), None, "decode to something else"),
-        (None, (5, 6, 7), "does not end in this template's assistant header"),
+        ((300, 301), None, "do not decode to the message"),
+        (None, (5, 6, 7), "does not end with this template's assistant header"),
     ],
 )
 def test_foreign_ids_are_refused_with_what_to_do(ids, prompt, message, student_renderer):

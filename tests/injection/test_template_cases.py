@@ -143,7 +143,7 @@ def test_a_refusal_names_trace_step_and_the_first_words_that_differ():
         "{% if add_generation_prompt %}<|assistant|>{% endif %}"
     )
     with pytest.raises(
-        TemplateError, match=r"trace t9, step 0: .*below no header.*'Is it late in Paris\?\?<\|assist.* became"
+        TemplateError, match=r"trace t9, step 0: .*without a header.*'Is it late in Paris\?\?<\|assist.* became"
     ):
         r.step(Trace(id="t9", messages=(ASK, ANSWER)), 0)
 
@@ -199,9 +199,9 @@ def test_options_are_part_of_the_render_and_of_the_key():
 
 def test_options_that_the_template_does_not_read():
     tokenizer = renderer_for(OPTION).tokenizer
-    with pytest.raises(ConfigError, match="reads no option 'enable_thinkin'"):
+    with pytest.raises(ConfigError, match="does not read the option 'enable_thinkin'"):
         Renderer(tokenizer, {"enable_thinkin": False})
-    with pytest.raises(ConfigError, match="messages is not an option"):
+    with pytest.raises(ConfigError, match="messages cannot be set"):
         Renderer(tokenizer, {"messages": []})
     trace = Trace(id="t", messages=(ASK, ANSWER), template={"effort": "high"})
     assert "unread option: effort" in Renderer(tokenizer).step(trace, 0).notes
@@ -214,7 +214,7 @@ def test_a_date_is_an_option_and_todays_is_part_of_the_key():
     assert dated.render((ASK,), (), header=False).startswith("01 May 2026<|user|>")
     days = [Renderer(tokenizer, TemplateOptions({}, datetime.date(2026, 1, d))) for d in (1, 2)]
     assert days[0].key != days[1].key and days[0].render((ASK,), (), False).startswith("01 Jan 2026")
-    with pytest.raises(ConfigError, match="is a date like"):
+    with pytest.raises(ConfigError, match="must be a date like"):
         Renderer(tokenizer, {"strftime_now": "yesterday"})
 
 

@@ -61,7 +61,7 @@ def test_an_invariant_that_is_broken_is_told():
     bad = Row(good.template, good.talk, good.trace, good.renderer, good.site, {**good.hints, "message, user": cut})
     assert any("ends in" in what for what in broken(bad))
     # and the product itself refuses it
-    with pytest.raises(SpliceError, match="after a call, step 1: the context with the hint is not what the template"):
+    with pytest.raises(SpliceError, match="after a call, step 1: the context with the hint differs from the template"):
         good.site._must_be_the_templates(Splice(cut.insert_at, cut.block_ids, "message", "user", (), made.own))
 
 
@@ -103,7 +103,7 @@ def test_a_hint_that_is_refused_above_the_step_is_that_of_a_minimal_talk(templat
 def test_a_system_prompt_that_is_the_templates_own_is_not_replaced():
     """Qwen2.5 writes a system prompt where none is given: a hint must not put that one away."""
     made = row("qwen2_5", "no system prompt").hints["system_prompt"]
-    assert isinstance(made, TemplateError) and "replaces a system prompt of its own" in made.message
+    assert isinstance(made, TemplateError) and "replaces its own system prompt" in made.message
     with_own = row("qwen2_5", "after a call")
     context, made = with_own.site.rendered.context_ids, with_own.hints["system_prompt"]
     hinted = context[: made.insert_at] + made.block_ids + context[made.insert_at :]

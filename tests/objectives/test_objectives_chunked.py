@@ -236,13 +236,13 @@ def test_a_term_with_a_frozen_head_keeps_nothing_of_the_vocabularys_size():
 def test_what_a_term_cannot_be_is_said():
     hidden, head, views, y, weights = wide()
     sampled = load_recipe("openclaw_pg").terms["distill"]
-    with pytest.raises(ValueError, match="pg compares no distributions; `linear_support` on the sampled ids"):
+    with pytest.raises(ValueError, match="pg does not compare distributions; `linear_support` on the sampled ids"):
         linear_term(sampled, hidden, head, views, y, weights)
     with pytest.raises(ValueError, match="reads a reward"):
         linear_term(load_recipe("pbsd_tilt").terms["distill"], hidden, head, views, y, weights)
-    with pytest.raises(KeyError, match="needs the view 'initial'; given: teacher, plain"):
+    with pytest.raises(KeyError, match="needs the view 'initial'; the given views are teacher, plain"):
         linear_term(spec_of(target={"loglin": {"initial": 1.0, "teacher": None}}), hidden, head, views, y, weights)
-    with pytest.raises(ValueError, match="no remainder 'tale'"):
+    with pytest.raises(ValueError, match="unknown remainder 'tale'"):
         linear_support(hidden, head, weights, lambda z, at: (y[at, None], lambda r: r[:, 0]), rest="tale")
     with pytest.raises(ValueError, match="12 weights for 13 positions"):
         linear_support(hidden, head, weights[1:], lambda z, at: (y[at, None], lambda r: r[:, 0]))
@@ -255,7 +255,7 @@ def test_what_a_term_cannot_be_is_said():
 
 def test_what_does_not_fit_is_refused():
     hidden, head, target_hidden, target_head, weights = parts()
-    with pytest.raises(ValueError, match="no closed form for 'skew'"):
+    with pytest.raises(ValueError, match="there is no closed form for 'skew'"):
         linear_divergence(hidden, head, target_hidden, target_head, weights, "skew")
     with pytest.raises(ValueError, match="same positions"):
         linear_divergence(hidden, head, target_hidden[:3], target_head, weights)

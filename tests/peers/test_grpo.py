@@ -94,5 +94,5 @@ def test_three_steps_of_the_real_class_lower_the_error_tokens(tmp_path):
 def test_a_completion_that_nobody_scored_keeps_its_own_advantage(tmp_path):
     steps = StoredSteps(the_run())
     assert steps([1, 2, 3], [4, 5]) is None
-    with pytest.raises(InputError, match="names no step of this run"):
+    with pytest.raises(InputError, match="does not name a step of this run"):
         steps.replay(["a question"], None)

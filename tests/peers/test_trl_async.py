@@ -135,5 +135,8 @@ def test_an_export_serves_what_the_run_does(run, tmp_path):
 
 def test_fractional_weights_are_refused_by_name(tmp_path):
     weighted = scored_run(tmp_path / "run", "train.recipe.terms.distill.span=quote_weighted", limit=24)
-    with pytest.raises(ConfigError, match=r"row [0-9a-f]{24}: its tokens weigh 0\.25 to 1.*completion_mask is 0 or 1"):
+    with pytest.raises(
+        ConfigError,
+        match=r"row [0-9a-f]{24}: its tokens have weights in the ratio 0\.25 to 1.*completion_mask is 0 or 1",
+    ):
         StoredRollouts(weighted)

@@ -113,7 +113,7 @@ def test_its_configuration_is_read_and_unknown_keys_are_named(folder):
     ("text", "says"),
     [
         ('{"schema": 99}', "run schema 99, but this release reads only 1 and 2"),
-        ("[]", "holds no JSON object"),
+        ("[]", "does not hold a JSON object"),
         ("{", "is not JSON"),
     ],
 )

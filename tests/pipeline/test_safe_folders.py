@@ -183,7 +183,7 @@ def test_damage_is_named_repaired_and_made_again(run: Path, trained: Path):
     done = hintdistill("verify", str(run), expect=3)
     for word in (
         "part-",
-        "other bytes than were written",
+        "its bytes differ from those that were written",
         "model.safetensors has",
         "tokenizer.json is missing",
         "critiques.jsonl: 2 lines are not rows, for example line 2",
@@ -425,7 +425,7 @@ def test_a_row_is_whole_or_not_there(tmp_path: Path):
     with pytest.raises(OSError, match="No space left"):
         append_line(Path("/dev/full"), "x")
     (tmp_path / "bad.jsonl").write_text("3\n")
-    with pytest.raises(InputError, match=r"line 1: no object with a key"):
+    with pytest.raises(InputError, match=r"line 1: not an object with a key"):
         list(JsonlStore(tmp_path / "bad.jsonl").rows())
     assert os.environ["XDG_STATE_HOME"], "the tests' own key"
 

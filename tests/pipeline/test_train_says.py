@@ -36,9 +36,7 @@ def test_the_recipe_is_named_as_what_it_is_and_a_promise_it_does_not_make_is_a_w
     ctx = context(tmp_path, *settings)
     say_what_trains(ctx)
     source = ctx.config.train.effective_recipe.data.rollout.source
-    assert rollouts(ctx.config.train.effective_recipe).startswith("recorded before the training") == (
-        source == "student"
-    )
+    assert rollouts(ctx.config.train.effective_recipe).startswith("recorded before training") == (source == "student")
     warned = [w for w in ctx.console.warnings if "does not lower an error token" in w]
     assert bool(warned) == (ctx.config.train.effective_recipe.lowers_error == "no")
     said = recipe_said(ctx.config.model_dump(mode="json"))

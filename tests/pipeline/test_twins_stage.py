@@ -148,7 +148,7 @@ def test_the_call_makes_one_twin(student_engine, student_renderer, weather_trace
     assert again == made and made.edit.maker == "caller"
     for edit, quote, error in (
         ([("Paris", "Rome")], None, "unknown_tool under the edit"),
-        ([("London", "Rome")], None, "stands 0 times"),
+        ([("London", "Rome")], None, "occurs 0 times"),
         ([name], "no such words", "nowhere in step 0"),
     ):
         with pytest.raises((TwinError, QuoteNotFoundError), match=error):

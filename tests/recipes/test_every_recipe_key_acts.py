@@ -441,6 +441,6 @@ def test_a_shapes_parameter_is_seen(of):
 
 
 def test_a_term_that_is_not_there_cannot_be_taken_away():
-    with pytest.raises(ConfigError, match=r"no term `distil` to take away.*distill"):
+    with pytest.raises(ConfigError, match=r"has no term `distil` that could be removed.*distill"):
         load_recipe("hint_sd", {"terms": {"distil": None}})
     assert "anchor" not in load_recipe("hint_sd", {"terms": {"anchor": None}}).terms

@@ -25,12 +25,16 @@ def test_a_shipped_recipe_is_itself(name):
         ("tm_opd", {"teacher": {"update": "initial"}}, "the teacher's weights are initial, not external"),
         ("hint_sd", {"terms": {"distill": {"divergence": {"kind": "fkl"}}}}, "distill is fkl, not rkl"),
         ("power", {"terms": {"distill": {"divergence": {"signal": "log"}}}}, "distill is pg of log, not pg of power"),
-        ("ta_opd", {"terms": {"distill": {"weights": []}}}, "distill has other weights"),
+        ("ta_opd", {"terms": {"distill": {"weights": []}}}, "distill has different weights"),
         ("nca", {"terms": {"consistency": None}}, "without the term consistency"),
         ("rlcsd", {"coupling": {"kind": "none", "credit": []}}, "the coupling is none, not adv_add"),
-        ("tm_opd", {"terms": {"distill": {"divergence": {"gap_at": "now"}}}}, "distill is another form of pg"),
-        ("opsd", {"terms": {"distill": {"divergence": {"pointwise_clip": None}}}}, "distill is another form of fkl"),
-        ("veto", {"terms": {"distill": {"target": {"loglin": {"student": 0.0}}}}}, "distill has another target"),
+        ("tm_opd", {"terms": {"distill": {"divergence": {"gap_at": "now"}}}}, "distill is a different form of pg"),
+        (
+            "opsd",
+            {"terms": {"distill": {"divergence": {"pointwise_clip": None}}}},
+            "distill is a different form of fkl",
+        ),
+        ("veto", {"terms": {"distill": {"target": {"loglin": {"student": 0.0}}}}}, "distill has a different target"),
     ],
 )
 def test_what_defines_it_is_named(name, change, said):
@@ -74,7 +78,7 @@ def test_a_recipe_of_ones_own_name_bears_no_methods_title(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("preset: sdft\ndata: {hint: {kind: feedback}}\n")
     recipe = load_recipe(str(path))
-    assert recipe.name == "mine" and recipe.title == "a recipe of one's own, begun from sdft"
+    assert recipe.name == "mine" and recipe.title == "a user's own recipe, based on sdft"
     assert changes(recipe) == ()
     path.write_text("preset: sdft\ntitle: What we do\n")
     assert load_recipe(str(path)).title == "What we do"

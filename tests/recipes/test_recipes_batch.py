@@ -55,7 +55,7 @@ def test_a_recipe_says_what_is_taken_over_a_step():
         and "terms.distill: weights of the shape top_frac" in found
     )
     assert "terms.distill: normalize kept of its weights" in found
-    assert "taken over all rows of an optimiser step:" in text(tip)
+    assert "computed over all rows of an optimiser step:" in text(tip)
     assert document(tip)["over_step"] == found
     assert over_step(load_recipe("gndpo")) == ["terms.distill: the signal znorm"]
     assert "normalize mean1" in str(over_step(load_recipe("fire")))

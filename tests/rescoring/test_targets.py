@@ -83,7 +83,7 @@ def test_a_corrupt_part_is_named(tmp_path):
 
 def test_a_foreign_file_and_another_version_are_refused(tmp_path):
     pq.write_table(pa.table({"x": [1]}), tmp_path / "part-x.parquet")
-    with pytest.raises(InputError, match="holds no hintdistill targets"):
+    with pytest.raises(InputError, match="does not contain hintdistill targets"):
         TargetStore(tmp_path).keys()
     pq.write_table(
         pa.Table.from_pylist([], schema=SCHEMA.with_metadata({b"hintdistill.targets": b"99"})),
@@ -103,11 +103,11 @@ def _rewrite(part, **change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"teacher_sampled": [-1.0]}, "teacher_sampled speaks of 1 tokens, the step has 2"),
+        ({"teacher_sampled": [-1.0]}, "teacher_sampled covers 1 tokens, but the step has 2"),
         ({"plain_logprobs": [[-1.0], [-2.0]]}, "the log-probabilities of token 0 differ in length"),
         ({"plain_sampled": [-1.0, float("nan")]}, "missing or not finite"),
-        ({"action_start": 2}, "action_start is 2, the step has 2 tokens"),
-        ({"context_ids": [5, 6, 8]}, "not the one its hash was taken of"),
+        ({"action_start": 2}, "action_start is 2, but the step has 2 tokens"),
+        ({"context_ids": [5, 6, 8]}, "the context does not match its hash"),
     ],
 )
 def test_a_row_that_is_no_target_is_named(tmp_path, change, message):

@@ -100,7 +100,7 @@ def test_bad_input_is_named(vllm_engine):
     with pytest.raises(ConfigError, match=r"top_k 17 is above the 16"):
         vllm_engine.score(views(5), 17)
     long = np.random.default_rng(0).integers(3, VOCAB, 9000)
-    with pytest.raises(ContextLengthError, match="9000 tokens is longer than the 8191"):
+    with pytest.raises(ContextLengthError, match="9000 tokens is longer than the 8191 tokens"):
         vllm_engine.score([ScoreRequest(long, 10, 9000)], 4)
 
 
@@ -115,5 +115,5 @@ def test_a_missing_log_probability_is_an_error_never_a_number(vllm_engine, monke
         return answers
 
     monkeypatch.setattr(vllm_engine, "_generate", without)
-    with pytest.raises(ScoreError, match=r"no log-probability of the sampled token at position 13 .*step 320"):
+    with pytest.raises(ScoreError, match=r"there is no log-probability of the sampled token at position 13 .*step 320"):
         vllm_engine.score(views(6)[:2], 4)

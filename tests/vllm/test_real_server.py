@@ -139,7 +139,7 @@ def test_the_server_engine_agrees_with_transformers_in_both_dialects(server):
             assert (ours.top1 == theirs.top1).mean() >= 0.9
             mass = np.exp(ours.topk_logprobs.astype(np.float64)).sum(1) + np.exp(ours.tail_logprob.astype(np.float64))
             assert np.abs(mass - 1).max() <= 1e-5
-        with pytest.raises(ContextLengthError, match="longer than the 16383 the server takes"):
+        with pytest.raises(ContextLengthError, match="longer than the 16383 tokens that the server accepts"):
             engine.score([ScoreRequest(np.full(17_000, 5), 3, 17_000)], 8)
     with pytest.raises(ConfigError, match="--max-logprobs 65"):
         ServerEngine(server.url, "critic").score(asked[:1], 65)
