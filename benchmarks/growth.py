@@ -1,4 +1,4 @@
-"""What grows with the number of traces: peak memory and processor seconds of each stage, at several sizes.
+"""Measure how stages grow with the number of traces: peak memory and CPU seconds of each, at several sizes.
 
     python benchmarks/growth.py [--sizes 600 1200 2400] [--docs]
     python benchmarks/growth.py --sizes 2000 100000 --one-in 10 --candidates 1 --tiny --keep DIR --docs

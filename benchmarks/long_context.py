@@ -1,4 +1,4 @@
-"""A context of 128k tokens, scored: tokens, seconds and peak memory, keys and values on the device and in the host's memory.
+"""Score a context of 128k tokens: tokens, seconds, peak memory; keys and values on the device or in host memory.
 
     python benchmarks/long_context.py [--tokens 131072] [--layers 2] [--device cpu]
 

@@ -1,4 +1,4 @@
-"""Replay against stale traces, on toolworld, with another policy's traces and no environment to train in.
+"""Compare replay with stale traces on toolworld, with another policy's traces and without an environment to train in.
 
     python benchmarks/replay.py [--seeds 0 1 2 3 4] [--out runs/replay] [--summary] [--write] [key=value …]
 
