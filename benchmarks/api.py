@@ -1,4 +1,4 @@
-"""What an agent waits for: a diagnosis after every turn of a conversation, with and without a session, alone and among others.
+"""Time a diagnosis after every turn of a conversation, with and without a session, alone and with other callers.
 
     python benchmarks/api.py [--model FOLDER ...] [--turns 20] [--callers 8]
 

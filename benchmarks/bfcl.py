@@ -1,4 +1,4 @@
-"""The method on BFCL's tasks of one turn, with findings that know no answer, beside what else the same steps could be spent on.
+"""Measure the method on BFCL's tasks of one turn, with findings that know no answers, and other uses of the same steps.
 
     python benchmarks/bfcl.py [--dir runs/bfcl] [--summary] [--docs] [key=value …]      needs bfcl-eval, and the student of
                                                                         examples/bfcl/warm_up.py: run.model=FOLDER for another place
@@ -78,7 +78,7 @@ def compared(a: Outcomes, b: Outcomes | None, n: int) -> tuple[Interval, float, 
 
 
 def endpoints(found: Mapping[str, Mapping[str, Outcomes]], asked: Sequence[Mapping[str, Any]], n: int) -> list[Any]:
-    """What each endpoint has come out as; None where an arm of it is owed."""
+    """Return the result of each endpoint; None if one of its arms is missing."""
     out: list[Any] = []
     for one in asked:
         a, b = (found.get(one[key], {}).get(one["of"], {}) for key in ("arm", "minus"))

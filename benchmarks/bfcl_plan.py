@@ -1,4 +1,4 @@
-"""What BFCL would take with a model of 4 or 8 billion parameters on one GPU: counted by `hintdistill plan`, without weights or GPU.
+"""Plan BFCL with a model of 4 or 8 billion parameters on one GPU, by `hintdistill plan`, without weights or a GPU.
 
     python benchmarks/bfcl_plan.py            # writes the table into docs/benchmarks.md; needs bfcl-eval
 

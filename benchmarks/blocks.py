@@ -1,4 +1,4 @@
-"""Text that a script owns inside a page that people write: what stands between two marks."""
+"""Write the blocks of a page that scripts make: the text between two marks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def put(page: Path, begin: str, end: str, text: str) -> None:
-    """Replace what stands between the marks with `text`. Raises ValueError where the page lacks them."""
+    """Replace the text between the marks with `text`. Raises ValueError if the page lacks the marks."""
     head, found, rest = page.read_text(encoding="utf-8").partition(begin)
     _, closed, tail = rest.partition(end)
     if not found or not closed:

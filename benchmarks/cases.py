@@ -1,4 +1,4 @@
-"""What the rescoring and the training benchmarks have in common: a trace with N errors, and the shape of a small model."""
+"""Make the case for the rescoring and training benchmarks: a trace with N errors, and the shape of a small model."""
 
 from __future__ import annotations
 

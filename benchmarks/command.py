@@ -1,4 +1,4 @@
-"""How the scripts of benchmarks end: with 0, or with the words and the exit code of a declared error."""
+"""End a script of benchmarks with 0, or with the message and the exit code of a declared error."""
 
 from __future__ import annotations
 

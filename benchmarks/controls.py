@@ -1,4 +1,4 @@
-"""The controls of the quickstart: is the fall of the decision token the hint's?
+"""Run the controls of the quickstart: does the hint cause the fall of the decision token?
 
     python benchmarks/controls.py [RUN] [--pages]
 
@@ -28,7 +28,7 @@ def block(document: dict[str, Any]) -> str:
     """The table of an arm a row, with the sentences whose numbers are of the same run."""
     equal, held = document["equal"], document["heldout"]
     lines = [
-        f"{equal['rows']} hint rows, {equal['anchors']} anchors and {equal['steps']} optimiser steps an arm at a rate of "
+        f"{equal['rows']} hint rows, {equal['anchors']} anchors and {equal['steps']} optimiser steps per arm at a learning rate of "
         f"{document['learning_rate']:g}; {held['findings']} held-out findings whose error has probability "
         f"{held['probability_before']:.3f} before training and {held['probability_hinted']:.3f} under the hint.",
         "",

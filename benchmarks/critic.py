@@ -1,4 +1,4 @@
-"""Prompt tokens that the real vLLM computes for a critic, over the tokens of the record it reads.
+"""Count the prompt tokens that the real vLLM computes for a critic, per token of the record that it reads.
 
     python benchmarks/critic.py            # in the vLLM environment; about a minute
 

@@ -1,4 +1,4 @@
-"""What a critic of a given accuracy is worth: share of the true critic's gain that is kept, on toolworld.
+"""Measure the gain that a critic of a given accuracy keeps, as a share of the true critic's gain, on toolworld.
 
     python benchmarks/critic_curve.py [--seeds 0 1 2] [--out runs/critic_curve] [--summary] [--write] [key=value …]
     python benchmarks/critic_curve.py --evidence

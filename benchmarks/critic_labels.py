@@ -1,4 +1,4 @@
-"""A small model as a critic, on the 30 shortest labelled records, through the constrained backend.
+"""Measure a small model as a critic on the 30 shortest labelled records, through the constrained backend.
 
     python benchmarks/critic_labels.py LABELS [--model build/smollm2] [--out runs/critic_labels] [--write] [key=value …]
 

@@ -1,4 +1,4 @@
-"""The ablation's figures: runs it, and writes its tables into README.md and docs/evidence.md.
+"""Run the ablation, and write its tables into README.md and docs/evidence.md.
 
     python benchmarks/evidence.py [--dir runs/evidence] [--full] [--longer] [--docs] [--summary] [key=value …]
 
@@ -263,7 +263,7 @@ def _verdict(reached: bool | None) -> str:
 
 
 def readme_text(document: Data) -> str:
-    """The rows of README.md: the targeted hint and the arms that stand for neighbouring methods."""
+    """Return the rows of README.md: the targeted hint and the arms that represent similar methods."""
     regime = document["regimes"]["common"]
 
     def near(settings: Data) -> str:
@@ -295,8 +295,9 @@ def write_docs(document: Data, folder: Path, longer: list[tuple[str, dict[str, A
     tables = (folder / "evidence.md").read_text(encoding="utf-8")
     commits = sorted({s["commit"] for s in document["sessions"]})
     head = (
-        "# Tables of the ablation\n\nAs `python -m benchmarks.ablation` writes them, put here by `python benchmarks/evidence.py --docs` "
-        f"(commit {', '.join(commits)}). [evidence.md](evidence.md) says how to read them.\n\n"
+        "# Tables of the ablation\n\n`python -m benchmarks.ablation` writes these tables, and "
+        "`python benchmarks/evidence.py --docs` puts them here "
+        f"(commit {', '.join(commits)}). [evidence.md](evidence.md) explains how to read them.\n\n"
     )
     (ROOT / "docs" / "evidence_tables.md").write_text(head + tables, encoding="utf-8")
     shutil.copy(folder / "evidence.svg", ROOT / "docs" / "evidence.svg")

@@ -1,4 +1,4 @@
-"""How well the gate tells hints that work from hints that do nothing: measure, choose thresholds on one half, read the other once.
+"""Measure how well the gate tells working hints from useless ones; choose thresholds on one half, test once on the other.
 
     python benchmarks/gate.py collect CONFIG OUT.jsonl --checker FILE:FUNCTION [--wordings FILE:FUNCTION] [--limit N] [key=value …]
     python benchmarks/gate.py calibrate OUT.jsonl [--held OTHER.jsonl …]
@@ -81,7 +81,7 @@ GRID = {
 def arms_of(
     injector: Injector, trace: Trace, finding: Finding, wordings: Sequence[str], clean: Sequence[int]
 ) -> list[tuple[str, Injection]]:
-    """The injections of a finding by arm, all beside the placebos of its first hint, which are so read once."""
+    """Return the injections of a finding by arm, all with the placebos of its first hint, which are therefore read once."""
     first, *others = injector.candidates(trace, finding)
     placebos = [(p.kind, p.text) for p in first.placebos]
     texts = [(f"hint:{i.candidate}", i.hint) for i in others]
@@ -275,7 +275,7 @@ def _nulls(rows: Sequence[Row]) -> list[list[Row]]:
 
 
 def fall_alone(row: Row) -> bool:
-    """Whether the gate of before accepts this row."""
+    """Whether the earlier gate accepts this row."""
     m = {**row["m"], "odds": None} | ({} if row["m"]["flips"] else {"position": None})
     return not judge(
         Measurement(**m), row["guards"], GateSection(min_drop_nats=1.0, min_legal_gain=0.0, checks=get_args(GateCheck))

@@ -1,4 +1,4 @@
-"""Everything that needs a GPU, in one command: measured section by section, most valuable first, within a time limit.
+"""Measure everything that needs a GPU in one command: section by section, the most valuable first, within a time limit.
 
     python benchmarks/gpu.py [--minutes 10] [--out runs/gpu] [--pack build/gpu_pack]     on a machine with a CUDA device
     python benchmarks/gpu.py --rehearse [--only exact loss]                              the same code, tiny, on a CPU
@@ -60,7 +60,7 @@ REHEARSED = 10.0
 
 @dataclass(frozen=True)
 class Work:
-    """What a section is told."""
+    """The settings of a section."""
 
     device: str
     tiny: bool
@@ -108,7 +108,7 @@ def write(path: Path, document: dict[str, Any]) -> None:
 
 
 def apart(name: str, args: argparse.Namespace, seconds: float) -> dict[str, Any]:
-    """Run a section in a process of its own and stop it after so many seconds."""
+    """Run a section in a separate process and stop it after a number of seconds."""
     command = [sys.executable, __file__, "--one", name, "--out", str(args.out), "--seconds", str(seconds)]
     command += ["--rehearse"] if args.rehearse else []
     command += ["--pack", str(args.pack)] if args.pack else []

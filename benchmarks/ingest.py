@@ -1,4 +1,4 @@
-"""How fast traces are read, beside plain `json.loads` per line as the bound, and how much memory it takes.
+"""Measure how fast traces are read, compared with plain `json.loads` per line, and how much memory that takes.
 
     python benchmarks/ingest.py [--megabytes 1000] [--repeats 3]
 

@@ -78,7 +78,7 @@ def command(folder: Path) -> list[str]:
 
 
 class Process:
-    """A fork of this process, which has its libraries loaded, that runs the command line in a session of its own."""
+    """A fork of this process, with its libraries loaded, that runs the command line in a separate session."""
 
     def __init__(self, words: Sequence[str], limit: int | None) -> None:
         # a pipe, which no limit on files concerns; what is written to it fits
@@ -133,7 +133,7 @@ class Process:
         self.wait()
 
     def told(self) -> str:
-        """What it wrote to standard error until it ended; once."""
+        """Return what it wrote to standard error until it ended; can be read once."""
         with os.fdopen(self._read, encoding="utf-8", errors="replace") as pipe:
             return pipe.read()
 
@@ -237,7 +237,7 @@ def plain(value: Any, folder: Path) -> Any:
 
 
 def artefacts(folder: Path) -> dict[str, Any]:
-    """What a run comes to, as plain data that can be compared."""
+    """Return the results of a run as plain data that can be compared."""
     out: dict[str, Any] = {}
     for path in sorted(folder.glob("*.jsonl")):
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

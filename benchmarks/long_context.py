@@ -1,8 +1,8 @@
-"""A context of 128k tokens, scored: tokens, seconds and peak memory, keys and values on the device and in the host's memory.
+"""Score a context of 128k tokens: tokens, seconds, peak memory; keys and values on the device or in host memory.
 
-    python benchmarks/long_context.py [--tokens 131072] [--layers 1] [--device cpu]
+    python benchmarks/long_context.py [--tokens 131072] [--layers 2] [--device cpu]
 
-A random model of one layer × 128 in float32 (one head of 64; on a GPU, `gpu.py` takes the shape of Qwen3-4B); a trace
+A random model of two layers × 128 in float32 (one head of 64; on a GPU, `gpu.py` takes the shape of Qwen3-4B); a trace
 of that many tokens with N errors evenly spread, each step of 64 tokens plain and under a hint of 48. The trunk is read in calls
 of 4,096 tokens on a CPU, 16,384 elsewhere, each attending to the keys and values of those before it; nothing is masked, so no
 array is as large as tokens × calls. `planned`: what `hintdistill plan` counts for keys and values, one call's tensors and
@@ -57,7 +57,7 @@ class Size:
 
     tokens: int = 131_072
     errors: int = 4
-    layers: int = 1
+    layers: int = 2
     shape: dict[str, Any] = field(default_factory=lambda: dict(SMALL))
     hint: int = 48
     step: int = 64
@@ -164,7 +164,7 @@ def main() -> None:
     """Measure; the last line is one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=131_072)
-    parser.add_argument("--layers", type=int, default=1)
+    parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--splice", action="store_true", help="the splice alone")
     parser.add_argument("--no-splice", action="store_true", help="leave the splice out")
@@ -191,7 +191,7 @@ def table(found: dict[str, Any]) -> str:
     """The figures as Markdown."""
     lines = [
         f"`python benchmarks/long_context.py`, one CPU thread, float32: a trace of {found['tokens']:,} tokens with four hints,",
-        f"{found['layers']} layer × 128; {found['asked']:,} tokens asked, {found['computed']:,} read in {found['calls']} calls.",
+        f"{found['layers']} layers × 128; {found['asked']:,} tokens asked, {found['computed']:,} read in {found['calls']} calls.",
         "",
         "| keys and values | seconds | peak MB | planned MB |",
         "|---|---|---|---|",

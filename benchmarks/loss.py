@@ -1,4 +1,4 @@
-"""Time and peak memory of the loss at the head: dense, this toolkit's chunks, TRL's chunked kernel, Liger's chunked JSD.
+"""Measure time and peak memory of the loss at the output head: dense, this toolkit's chunks, TRL's chunked kernel, Liger's chunked JSD.
 
     python benchmarks/loss.py [--positions 512] [--width 1024] [--vocab 152064] [--kind jsd] [--repeats 3] [--train-head]
 
@@ -51,7 +51,7 @@ Tensors = dict[str, torch.Tensor]
 
 
 def tensors(args: argparse.Namespace) -> Tensors:
-    """The same numbers in every process."""
+    """Make the same numbers in every process."""
     device, dtype = getattr(args, "device", "cpu"), getattr(args, "dtype", torch.float32)
     g = torch.Generator(device).manual_seed(0)
     kind = {"generator": g, "device": device, "dtype": dtype}
@@ -107,7 +107,7 @@ def liger(x: Tensors, kind: str) -> torch.Tensor:
 
 
 def stored_targets(x: Tensors) -> Tensors:
-    """What the rescore stage would have stored: entries [N, K] and log-probabilities with a tail [N, K+1]."""
+    """Return what the rescore stage would have stored: entries [N, K] and log-probabilities with a tail [N, K+1]."""
     ids, targets = [], []
     with torch.no_grad():
         for h, t in zip(x["hidden"].split(32), x["target"].split(32), strict=True):

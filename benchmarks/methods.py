@@ -1,4 +1,4 @@
-"""Methods on the toy world, each as itself: equal traces, rows and optimiser steps; three rates each on validation, three seeds.
+"""Compare methods on the toy world: equal traces, rows and optimiser steps; three rates each on validation, three seeds.
 
     python benchmarks/methods.py [--dir runs/methods] [--teacher FOLDER] [--small] [--resume] [--owed] [--pages]
 
@@ -81,7 +81,7 @@ SEEDS, SMALL_STEPS = (0, 1, 2), 4
 
 @dataclass(frozen=True)
 class Setting:
-    """What the benchmark is run with."""
+    """The settings of the benchmark."""
 
     folder: Path
     teacher: Path | None
@@ -127,7 +127,7 @@ class MethodJob:
 
     @property
     def section(self) -> TrainSection:
-        """How it trains."""
+        """Its training settings."""
         section = self.shared.section_of(RecipeArm(self.arm, self.rate))
         if self.arm != SFT:
             return section
@@ -146,7 +146,7 @@ class MethodJob:
         )
 
     def targets(self) -> list[Target]:
-        """The arm's targets: its run's, or the corrected steps beside the base run's anchors."""
+        """Return the arm's targets: those of its run, or the corrected steps with the base run's anchors."""
         own = self.shared.targets[self.arm]
         if self.arm != SFT:
             return own
@@ -299,11 +299,11 @@ def page(setting: Setting, rows: Sequence[Mapping[str, Any]], chosen: Mapping[st
     if edges:
         said += f" At the edge of the tried rates, so that a rate beyond it may be better: {', '.join(edges)}."
     missing = [ARMS[a][0] for a in ARMS if a not in order]
-    lines = [table(head, body) if body else "Nothing of it is finished.", "", said]
+    lines = [table(head, body) if body else "Not measured yet.", "", said]
     if missing:
         lines += ["", f"Without a result: {', '.join(missing)}."]
     if owed:
-        lines += ["", f"Owed: {len(owed)} jobs (`python benchmarks/methods.py --resume`)."]
+        lines += ["", f"Missing: {len(owed)} jobs (`python benchmarks/methods.py --resume`)."]
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""How far `hintdistill plan` is off: its peak memory and time of rescoring and training against what the stages really take.
+"""Measure the errors of `hintdistill plan`: its peak memory and time for rescoring and training against the real ones.
 
     python benchmarks/plan.py [--case quickstart|larger] [--keep DIR]
 
@@ -62,7 +62,7 @@ def quickstart(folder: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Size:
-    """How large the random model and its traces are."""
+    """The sizes of the random model and of its traces."""
 
     layers: int = 8
     width: int = 512
@@ -191,7 +191,7 @@ def call(arguments: list[str]) -> str:
 
 
 def run_stage(stage: str, config: Path, overrides: list[str]) -> dict[str, Any]:
-    """What a stage took, in a process of its own."""
+    """Measure a stage in a separate process."""
     out: dict[str, Any] = json.loads(call([__file__, "--child", stage, str(config), *overrides]).splitlines()[-1])
     return out
 

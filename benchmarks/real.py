@@ -1,4 +1,4 @@
-"""A real model on the errands of examples/smollm2: what it does without a hint and under one, and what it learns.
+"""Measure a real model on the errands of examples/smollm2: without a hint, under hints, and after training.
 
     python benchmarks/real.py speed   [--model build/smollm2]
     python benchmarks/real.py measure [--n 128] [--splits …] [--arms …]
@@ -144,7 +144,7 @@ def _recipes(args: argparse.Namespace) -> list[recipes.RecipeJob]:
 
 
 def _drifts(args: argparse.Namespace) -> list[jobs.DriftJob]:
-    """Of the students that are there; of the others, the arm is what is owed."""
+    """Measure the drift of the students that exist; for the others the arm has to run first."""
     wanted = {"grid": _grid, "arms": _registered}[args.of](args)
     return jobs.drifts_of([j for j in wanted if result_of(j.plan.folder, j) is not None])
 
@@ -203,10 +203,10 @@ def pages(args: argparse.Namespace) -> None:
     left += _grid_pages(args) + _arms_pages(args)
     _recipes_pages(args)
     told = gating.table_of(settings(args), args.dir / "gate")
-    _block(PAGE, "gate", told or "Not read.")
+    _block(PAGE, "gate", told or "Not measured yet.")
     left += [] if told else ["gate"]
     said = "\n".join(f"- {o}" for o in left) or "Nothing."
-    _block(PAGE, "owed", f"{len(left)} pieces of work are owed:\n\n{said}" if left else said)
+    _block(PAGE, "owed", f"{len(left)} jobs are missing:\n\n{said}" if left else said)
 
 
 def _grid_pages(args: argparse.Namespace) -> list[str]:
@@ -220,7 +220,7 @@ def _grid_pages(args: argparse.Namespace) -> list[str]:
     _block(PAGE, "grid", "\n\n".join(parts))
     drifts, owed_drifts = _results(folder, jobs.drifts_of(wanted))
     at = {k: (arm, float(change.get("learning_rate", 1e-3))) for k, (arm, change) in GRID.items()}
-    curve = claims.curve_table(done, drifts, at, "validation") if drifts else "No drift is read."
+    curve = claims.curve_table(done, drifts, at, "validation") if drifts else "Not measured yet."
     _block(PAGE, "curve", curve)
     return [f"grid {name}" for name in (*owed, *owed_drifts)]
 
@@ -240,13 +240,13 @@ def _arms_pages(args: argparse.Namespace) -> list[str]:
     _block(PAGE, "claim", _claims(done, what, read))
     drifts, owed_drifts = _results(folder, jobs.drifts_of(wanted))
     rates = {j.title: (j.arm, float(j.change.get("learning_rate", plan.train["learning_rate"]))) for j in wanted}
-    moved = claims.curve_table(done, drifts, rates, read) if drifts else "No drift is read."
+    moved = claims.curve_table(done, drifts, rates, read) if drifts else "Not measured yet."
     _block(PAGE, "moved", moved)
     return [f"arms {name}" for name in (*owed, *owed_drifts)]
 
 
 def _recipes_pages(args: argparse.Namespace) -> None:
-    """Write the table of other recipes beside the arms of the same seed."""
+    """Write the table of other recipes, with the arms of the same seed."""
     plan, what = registered(settings(args), args.dir / "arms")
     named = sorted(f.name.removeprefix("recipe.") for f in plan.folder.glob(f"seed{SEED}/recipe.*") if f.is_dir())
     beside = [
@@ -259,9 +259,9 @@ def _recipes_pages(args: argparse.Namespace) -> None:
 
 def _claims(done: Mapping[str, list[dict]], what: Announced, read: str) -> str:
     """As announced, then by deviation; the secondary endpoints; the deviations themselves."""
-    parts = ["As announced. " + claims.claim_of(done, what.seeds, "targeted", "sft_corrected", read).sentence()]
+    parts = ["As announced: " + claims.claim_of(done, what.seeds, "targeted", "sft_corrected", read).sentence()]
     for arm, rival in what.claims:
-        parts.append("By deviation. " + claims.claim_of(done, what.seeds, arm, rival, read).sentence())
+        parts.append("After the deviation: " + claims.claim_of(done, what.seeds, arm, rival, read).sentence())
     parts.append(claims.secondary_table(done, what.secondary, what.seeds, read))
     logged = "\n".join(f"- {d['date']}: {' '.join(d['why'].split())}" for d in what.deviations)
     return "\n\n".join([*parts, f"Deviations from what was announced:\n\n{logged or 'none'}"])

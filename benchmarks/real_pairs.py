@@ -1,4 +1,4 @@
-"""The real model and students of the announced arms on examples/smollm2/near_miss.py; the tables of docs/near_miss.md.
+"""Play examples/smollm2/near_miss.py with the real model and the students of the announced arms, for docs/near_miss.md.
 
     python benchmarks/real_pairs.py play  [--model build/smollm2] [--n 24]     the untrained model, all families
     python benchmarks/real_pairs.py play  --students [--arms …]                students under --dir/arms, test families
@@ -61,7 +61,7 @@ def by_errand(pairs: Sequence[Pair]) -> Iterator[list[str]]:
 
 
 def _done(path: Path) -> dict[str, bool]:
-    """What a result file has. Raises ConfigError where it is of other pairs than those committed."""
+    """Read a result file. Raises ConfigError if it was made with other pairs than the committed ones."""
     if not path.is_file():
         return {}
     found = json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""What scoring a hinted view costs when every token is read once, against what the field does.
+"""Measure the cost of scoring a hinted view if every token is read once, against the usual methods.
 
     python benchmarks/rescore.py [--quick] [--repeats 3] [--vllm-python .venv-vllm/bin/python]
 

@@ -1,4 +1,4 @@
-"""The vLLM section of `rescore.py`: needs the interpreter that has vLLM. Four hints of one 2k trace, 8 layers × 512.
+"""The vLLM section of `rescore.py`, for an interpreter that has vLLM. It scores four hints of one 2k trace, 8 layers × 512.
 
     .venv-vllm/bin/python benchmarks/rescore_vllm.py [--quick]
 

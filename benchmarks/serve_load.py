@@ -1,4 +1,4 @@
-"""Load on `hintdistill serve`: many clients that each diagnose a growing conversation, and what it costs the server.
+"""Put load on `hintdistill serve` with many clients that each diagnose a growing conversation; measure the server.
 
     python benchmarks/serve_load.py [--clients 50] [--seconds 120] [--model FOLDER]
 

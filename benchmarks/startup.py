@@ -1,4 +1,4 @@
-"""How long `import hintdistill` and `hintdistill --help` take. Aim: at most 0.5 s each.
+"""Time `import hintdistill` and `hintdistill --help`. Aim: at most 0.5 s each.
 
     python benchmarks/startup.py [--repeats 5]
 

@@ -92,7 +92,7 @@ def checkpoints(model: Any) -> bool:
 
 
 class Plain:
-    """What the variants without this toolkit have in common."""
+    """The common part of the variants without this toolkit."""
 
     def __init__(self, model: Any, case: Case) -> None:
         model.set_attn_implementation("sdpa")
@@ -250,7 +250,7 @@ def _unscored(case: Case) -> list[Target]:
 
 
 def _stored(model: Any, case: Case) -> list[Target]:
-    """What the rescore stage stores for each error, top 64 of both views and the tail, and an anchor between the first two."""
+    """Make what the rescore stage stores for each error (top 64 of both views and the tail), and an anchor between the first two."""
     engine = TransformersEngine(model, "benchmark")
     requests, n = [], case.step
     for i, end in enumerate(case.ends):

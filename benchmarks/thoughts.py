@@ -1,4 +1,4 @@
-"""A student that reasons before each call: what training on whole steps and on actions alone does to it.
+"""Train a student that reasons before each call, on whole steps and on actions alone, and compare.
 
     python benchmarks/thoughts.py [--dir runs/thoughts] [--student FOLDER] [--traces 240] [--episodes 80] [--page]
 
@@ -54,7 +54,7 @@ def make_student(folder: Path) -> Path:
 
 
 def placed(finding: Finding, trace: Trace) -> Finding:
-    """The finding with what its hint names, its quote in the reasoning where the wrong name stands there already."""
+    """Return the finding with the facts of its hint; its quote is in the reasoning if the wrong name already occurs there."""
     said = trace.step(finding.step).content or ""
     if finding.error_class == "wrong_argument":
         right = next(iter(trace.tool_schemas[finding.facts["tool"]]["properties"]))
@@ -201,18 +201,16 @@ def table(found: dict[str, Any]) -> str:
         rows.append((words, number(first[key][0]), *(number(found["spans"][s][key][1]) for s in SPANS)))
     for place in ("reasoning", "action"):
         held = found["held_out"][place]
-        words = (
-            f"P(error) where it stands first in the {place} (n = {held['findings']}; hinted {number(held['hinted'])})"
-        )
+        words = f"P(error), if it occurs first in the {place} (n = {held['findings']}; hinted {number(held['hinted'])})"
         after = (number(found["spans"][s]["p_error"][place]) for s in SPANS)
         rows.append((words, number(held["before"]), *after))
     for place in ("reasoning", "action"):
-        words = f"KL from before on {place} tokens of held-out clean steps, nats a token"
+        words = f"KL(initial ‖ student) on {place} tokens of held-out clean steps, nats per token"
         rows.append((words, "", *(number(found["spans"][s][f"kl_{place}"], ".5f") for s in SPANS)))
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     counts = found["findings"]
     said = " and ".join(
-        f"{c['accepted']} of {c['scored']} whose error stands first in the {place}" for place, c in counts.items()
+        f"{c['accepted']} of {c['scored']} whose error occurs first in the {place}" for place, c in counts.items()
     )
     return "\n".join(lines) + f"\n\nAccepted hints: {said}. One seed. Made by `python benchmarks/thoughts.py --page`."
 

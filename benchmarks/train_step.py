@@ -1,4 +1,4 @@
-"""What a training step under hints costs when the teacher rides on the student's own pass, against what the field does.
+"""Measure the cost of a training step under hints if the teacher shares the student's pass, against the usual methods.
 
     python benchmarks/train_step.py [--quick] [--repeats 3] [--layers 8] [--no-trl]
     python benchmarks/train_step.py --device cuda [--repeats 3]
@@ -61,7 +61,7 @@ def resident_mb(key: str) -> float:
 
 
 def gradient(model: Any) -> torch.Tensor:
-    """All parameters' gradients in one row; zero where there is none."""
+    """Return all parameters' gradients in one row, with zeros for parameters without a gradient."""
     return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in model.parameters()])
 
 
@@ -100,7 +100,7 @@ def work(job: dict[str, Any], answers: TextIO) -> None:
 
 
 class Worker:
-    """A variant in a process of its own."""
+    """Run a variant in a separate process."""
 
     def __init__(self, name: str, case: Case, layers: int) -> None:
         self.name, self.errors = name, tempfile.TemporaryFile("w+")  # noqa: SIM115, closed in `stop`
@@ -224,7 +224,7 @@ def cpu(args: argparse.Namespace) -> dict[str, Any]:
 
 
 class Inside:
-    """What the teacher takes of our step, and the memory of the loss: both measured in steps of their own."""
+    """Measure the teacher's share of our step, and the memory of the loss, each in separate steps."""
 
     def __init__(self, ours: Ours, model: Any) -> None:
         self.teacher_s, self.loss_mb, self.meter = 0.0, 0.0, Meter(model.device)

@@ -1,4 +1,4 @@
-"""Twins against what they might be mistaken for: ten arms, equal hints, anchors, optimiser steps and loss mass.
+"""Compare twins with simpler explanations of their effect: ten arms, equal hints, anchors, optimiser steps and loss mass.
 
     python benchmarks/twins.py [--dir runs/twins] [--quick] [--resume] [--pages] [key=value …]
 
@@ -49,7 +49,7 @@ def run(config: TwinsConfig, folder: Path, *, resume: bool, console: Console) ->
 
 
 def owed_words(config: TwinsConfig, folder: Path) -> str:
-    """How many jobs are finished, and the names of those that are not: arm, learning rate, seeds."""
+    """Return how many jobs are finished, and name the missing ones by arm, learning rate and seeds."""
     shared, arms = jobs_of(config)
     owed: dict[tuple[str, str], list[str]] = {}
     for job in arms:
@@ -57,11 +57,11 @@ def owed_words(config: TwinsConfig, folder: Path) -> str:
             rate = config.ablate.sweep.settings[job.setting or 0]["learning_rate"]
             owed.setdefault((NAMES[job.arm], f"{rate:g}"), []).append(str(job.seed))
     finished = len(arms) - sum(map(len, owed.values()))
-    said = f"{finished} of {len(arms)} jobs are finished (beside {len(shared)} that are shared by the arms of a seed)."
+    said = f"{finished} of {len(arms)} jobs are finished, and {len(shared)} more that the arms of a seed share."
     if not owed:
         return said
     lines = [f"- {arm}, rate {rate}: seed {', '.join(seeds)}" for (arm, rate), seeds in owed.items()]
-    return "\n".join([f"{said} Owed, in the order in which they will be done:", "", *lines])
+    return "\n".join([f"{said} These are missing, in the order in which they will run:", "", *lines])
 
 
 def summarise(config: TwinsConfig, folder: Path, pages: bool) -> str:

@@ -11,17 +11,18 @@ from hintdistill.config.surface import default_of, meanings, type_name
 
 HEAD = """# Configuration
 
-Every key, with its type, default and meaning. Written by `make docs` from `hintdistill/config/`; do not edit.
-`hintdistill config schema` prints the same as a JSON schema, for editors that complete and check YAML.
+This page lists every key with its type, default and meaning. Written by `make docs` from `hintdistill/config/`; do not
+edit. `hintdistill config schema` prints the same as a JSON schema, for editors that complete and check YAML.
 
 A config is YAML; any key can be set on the command line as `section.key=value`, where the value is YAML too
-(`traces.path=[a.jsonl, b.jsonl]`, `train.lora={rank: 8}`). A field that holds several things takes a single one as well.
-An unknown key is an error that names the nearest known one; a key of an earlier version is an error that names the new one.
+(`traces.path=[a.jsonl, b.jsonl]`, `train.lora={rank: 8}`). A field that takes a list also takes a single value. An
+unknown key raises an error that names the nearest known key; a key of an earlier version raises an error that names the
+new key.
 
-A path in a config file is relative to the file; one in `section.key=value` is relative to the folder you are in. `config.yaml` in a
-run folder holds absolute paths. A path that is found only in the folder you are in, as it was in releases before, is an error that
-names the new spelling. A model is a folder or a hub name: `owner/name` is the hub's unless there is such a folder. Names of prompts
-are searched in `critic.prompts`, then among the shipped ones.
+A path in a config file is relative to the file; a path in `section.key=value` is relative to the current folder.
+`config.yaml` in a run folder contains absolute paths. A path that exists only relative to the current folder, as in
+earlier releases, raises an error that gives the new path. A model is a folder or a hub name: `owner/name` is a hub name
+unless such a folder exists. Names of prompts are looked up in `critic.prompts`, then among the shipped prompts.
 """
 
 

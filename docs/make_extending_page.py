@@ -8,10 +8,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 HEAD = """# Adding a part
 
-Every kind of part below has a **registry**: a table of named entries. An entry carries all that the rest of the toolkit asks
-about its part (parameters, needs, prompts, capabilities), so adding one touches no file of the package. Write the entry in a
-file of your own, call `register` before the config is read, and name it in the config. An unknown name is an error with the
-nearest known one.
+Every kind of part below has a **registry**: a table of named entries. An entry contains everything that the rest of the
+toolkit asks about its part (parameters, needs, prompts, capabilities), so adding a part changes no file of the package.
+Write the entry in your own file, call `register` before the config is read, and name the part in the config. An unknown
+name raises an error that gives the nearest known name.
 
 | kind | registry | named in | entry-point group |
 |---|---|---|---|
@@ -28,79 +28,90 @@ nearest known one.
 | engine | `hintdistill.core.extensions.ENGINES` | `rescore.engine.backend` | `hintdistill.engines` |
 | environment | `hintdistill.core.extensions.ENVIRONMENTS` | `rollout.environment` | `hintdistill.environments` |
 
-An installed package offers entries through an **entry point**, which then need no `register` and are known to the command line:
+An installed package can offer entries through an **entry point**. Such entries need no `register`, and the command line
+knows them:
 
 ```toml
 [project.entry-points."hintdistill.engines"]
-uniform = "my_package.uniform:ENTRY"     # an EngineEntry; in the other groups a TraceFormat, a CriticEntry, an EnvironmentEntry
+uniform = "my_package.uniform:ENTRY"     # an EngineEntry; other groups take a TraceFormat, a CriticEntry or an EnvironmentEntry
 ```
 
-The other kinds have no group. Call `register` in Python and then `hintdistill.run(config)`.
+The other kinds have no entry-point group. For them, call `register` in Python and then `hintdistill.run(config)`.
 
-To ship a part with the toolkit, put its entry into the registry's table and its function beside its kin; the entry names it as
-`module:function`, so that reading a config loads nothing heavy. The tests hold the entries against the functions.
+To ship a part with the toolkit, put its entry into the registry's table and its function next to similar ones. The
+entry names it as `module:function`, so that reading a config imports nothing heavy. Tests check that entries and
+functions agree.
 """
 
 SECTIONS = {
     "trace_format": (
         "Trace format",
-        "An object (a module will do) with `NAME`, `SCOPE`, `fits` and `traces`. Formats from outside are asked before those that ship.",
+        "An object (a module is enough) with `NAME`, `SCOPE`, `fits` and `traces`. Your formats are tried before the"
+        " shipped ones.",
     ),
     "placement": (
         "Placement",
-        "A function from a rendered step and a text to a `Splice`: the index in the context at which one block of tokens goes in. "
-        "It never changes the context otherwise. `form` is what stands around the hint.",
+        "A function from a rendered step and a text to a `Splice`: the index in the context at which one block of "
+        "tokens goes in. It never changes the context otherwise. `form` is the text around the hint.",
     ),
     "hint_source": (
         "Hint source",
-        "A function that gives the hint and `n` placebos for it. `meets` names needs of recipes (`hintdistill recipes show`) that such "
-        "hints meet; `control` says in words what they are where training on them is a control, for the model card.",
+        "A function that returns a hint and `n` placebos for it. `meets` names the needs of recipes (`hintdistill "
+        "recipes show`) that such hints meet. If training on them is a control, `control` describes the hints in "
+        "words, for the model card.",
     ),
     "context_maker": (
         "Context maker",
-        "A hint source with a `context`: a function from a case (trace, finding, the task's other rollouts, texts by task) to words. It "
-        "may be the teacher's own context (`inject.hint`, a hint kind's `source`) and that of a recipe's view; what a case lacks is "
-        "a `NoContextError` with a reason, which is counted ([contexts.md](contexts.md)).",
+        "A hint source with a `context`: a function from a case (trace, finding, the task's other rollouts, texts by"
+        " task) to text. It can write the teacher's own context (`inject.hint`, a hint kind's `source`) or that of a"
+        " recipe's view. If a case lacks something, raise a `NoContextError` with a reason; the reasons are counted "
+        "([contexts.md](contexts.md)).",
     ),
     "twin_maker": (
         "Twin maker",
-        "A function from a `TwinCase` (a finding and its trace) to edits under which the step would be right, each of another kind. "
-        "It serves the error classes that its entry names, beside the makers that ship; [twins.md](twins.md) says what becomes of an edit.",
+        "A function from a `TwinCase` (a finding and its trace) to edits under which the step would be right, each "
+        "of a different kind. It serves the error classes that its entry names, in addition to the shipped makers. "
+        "[twins.md](twins.md) explains what is done with an edit.",
     ),
-    "hint_kind": ("Hint kind", "A recipe's word for what its teacher reads, and what a run needs for it."),
+    "hint_kind": ("Hint kind", "A name by which recipes say what their teacher reads, and what a run needs for it."),
     "divergence": (
         "Divergence",
-        "A function of two log-probability tensors [..., K], and its parameters with their bounds. The entry must say what becomes "
-        "of it on a truncated support; a recipe that would lower the kept mass unawares is refused. `objectives` differentiates it.",
+        "A function of two log-probability tensors [..., K], and its parameters with their bounds. The entry must "
+        "say what happens to the divergence on a truncated support, because a recipe that would lower the kept mass "
+        "without saying so is refused. `objectives` differentiates the function.",
     ),
     "shape": (
         "Weight shape",
-        "A function from a score [N] to a weight [N]. The entry must say whether it reads the whole batch, because "
-        "a training then makes it over all rows of an optimiser step, which `recipes show` tells.",
+        "A function from a score [N] to a weight [N]. The entry must say whether the function reads the whole batch,"
+        " because such weights are computed over all rows of an optimiser step; `recipes show` says so.",
     ),
     "teacher_rule": (
         "Teacher rule",
-        "`weights` says whose weights the teacher has. A rule that follows the student gets the `Follower` after each optimiser step: "
-        "`average(rate)`, `copy()`, and `read()` on held-out findings where the entry asks for it.",
+        "`weights` names the teacher's weights. A rule that follows the student is called with the `Follower` after "
+        "each optimiser step. The follower has `average(rate)`, `copy()` and, if the entry asks for it, `read()`, "
+        "which measures held-out findings.",
     ),
     "strategy": (
         "Critic strategy",
-        "A generator that asks questions about a record and returns a `Judgement`, the prompts it uses (keys of `critic.llm`, or "
-        "names of your own prompts in `critic.prompts`), and every question it asks at most, for estimates and budgets.",
+        "A generator that asks questions about a record and returns a `Judgement`. The entry names the prompts that "
+        "it uses (keys of `critic.llm`, or names of your own prompts in `critic.prompts`) and lists all questions "
+        "that it may ask, for estimates and budgets.",
     ),
     "critic": (
         "Critic",
-        "A function of `critics.build.Making` (settings, prompts, shared budget and answer cache) that gives a `Critic`. For rules of "
-        "your own on one machine `critic.checker` is shorter: see docs/critics.md.",
+        "A function of `critics.build.Making` (settings, prompts, shared budget and answer cache) that returns a "
+        "`Critic`. For your own rules on one machine, `critic.checker` is simpler ([critics.md](critics.md)).",
     ),
     "engine": (
         "Engine",
-        "A function of `engines.loading.EngineJob` that gives an `Engine`. Its `capabilities` decide what a recipe may ask of stored "
-        "targets: without `gather` one that compares on the union of the views' top k is refused before anything is scored.",
+        "A function of `engines.loading.EngineJob` that returns an `Engine`. Its `capabilities` decide what a recipe"
+        " may ask of stored targets: without `gather`, a recipe that compares on the union of the views' top k is "
+        "refused before anything is scored.",
     ),
     "environment": (
         "Environment",
-        "A `TaskSuite`. Without an entry, `rollout.environment=path/to/file.py:Tasks` names one in a file: see docs/environments.md.",
+        "A `TaskSuite`. `rollout.environment=path/to/file.py:Tasks` names a suite in a file without an entry "
+        "([environments.md](environments.md)).",
     ),
 }
 

@@ -1,4 +1,4 @@
-"""Write the tables of docs/methods.md between their marks, from the recipes and from what was not built: `make docs`."""
+"""Write the tables of docs/methods.md between their marks, from the recipes and the methods without one: `make docs`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def tables() -> str:
     lines = [
         f"{len(recipe_names())} recipes:",
         "",
-        "| recipe | method | class | steps | the teacher reads | its weights | how |",
+        "| recipe | method | class | steps | the teacher reads | the teacher's weights | how it runs |",
         "|---|---|---|---|---|---|---|",
     ]
     for name in recipe_names():
@@ -25,13 +25,13 @@ def tables() -> str:
             [r.data.hint.kind, *(v.context for v in r.views.values() if v.context not in ("plain", "hint"))]
         )
         runs = "(b)" if r.changed else "(a)"
-        how = r.changed or "as itself"
+        how = r.changed or "as published"
         lines.append(f"| `{name}` | {r.title} | {runs} | {r.data.steps} | {reads} | {r.teacher.update} | {how} |")
     lines += [
         "",
         f"{len(NOT_BUILT)} methods without a recipe:",
         "",
-        "| name | method | source | class | it needs | why it was not built | what there is |",
+        "| name | method | source | class | what it needs | why it was not built | available instead |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, m in sorted(NOT_BUILT.items()):

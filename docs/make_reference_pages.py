@@ -1,4 +1,4 @@
-"""Write the reference pages that the code itself can tell: commands, Python API, renamed keys, reasons.
+"""Write the reference pages from the code: commands, Python API, renamed keys, reasons.
 
 python docs/make_reference_pages.py          # or `make docs`
 """
@@ -195,11 +195,12 @@ def python_api() -> str:
         """\
         # Python API
 
-        The names of `import hintdistill as hd`, from their docstrings. Written by `make docs`; do not edit. `import hintdistill` loads
-        neither torch nor transformers; a name is imported when it is first used. [For agents](agents.md) shows the calls in use.
+        This page lists the names of `import hintdistill as hd`, from their docstrings. Written by `make docs`; do not edit.
+        `import hintdistill` loads neither torch nor transformers; a name is imported when it is first used. [For
+        agents](agents.md) has examples of the calls.
 
-        The modules below these names (`hintdistill.objectives` for losses, `hintdistill.bridges` for other trainers, the registries of
-        [extending.md](extending.md)) are documented where they are used."""
+        The modules behind these names (`hintdistill.objectives` for losses, `hintdistill.bridges` for other trainers, the
+        registries of [extending.md](extending.md)) are documented where they are used."""
     )
     parts = [head]
     for heading, names in GROUPS.items():
@@ -223,15 +224,15 @@ def renamed() -> str:
 
 
 def recipes_without() -> str:
-    """Return the recipes of 0.1 that 0.2 has no more, with what there is in their place."""
+    """Return the recipes of 0.1 that 0.2 no longer has, with what to use instead."""
     rows = [f"| `{name}` | {cell(found.need)} | {cell(found.instead)} |" for name, found in sorted(NOT_BUILT.items())]
-    return "\n".join(["| recipe | needs, and no run has | in its place |", "|---|---|---|", *rows])
+    return "\n".join(["| recipe | needs (no run has this) | use instead |", "|---|---|---|", *rows])
 
 
 def unscored() -> str:
-    """Return the reasons for which a finding was not scored, with the ways out."""
+    """Return the reasons for which a finding was not scored, with what to do."""
     rows = [f"| `{reason}` | {cell(why)} | {cell(out)} |" for reason, (why, out) in WAYS_OUT.items()]
-    return "\n".join(["| reason | meaning | way out |", "|---|---|---|", *rows])
+    return "\n".join(["| reason | meaning | what to do |", "|---|---|---|", *rows])
 
 
 def rejected() -> str:

@@ -1,4 +1,4 @@
-"""Let the site show pages that stand outside docs/, and follow links to them: the hooks of mkdocs.yml.
+"""Let the site show pages from outside docs/, and follow links to them: the hooks of mkdocs.yml.
 
 Links in the repository are relative, so that they work in an editor and on a forge. A link that leaves docs/ for a page
 of `OUTSIDE` is turned into a link inside the site; a link to any other file of the repository becomes its path as code.

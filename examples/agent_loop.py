@@ -69,7 +69,7 @@ def learn(student: hd.LoadedModel, tasks: list[str], memory: hd.HintMemory) -> d
 
 
 def measure(engine: hd.LoadedModel, tasks: list[str], memory: hd.HintMemory | None = None) -> dict[str, float]:
-    """Shares of tasks with a refused call and of tasks that succeed; with a memory, its hints stand above the steps they fit."""
+    """Return the shares of tasks with a refused call and of tasks that succeed; a memory puts its hints above the steps that they fit."""
 
     def hint(agent: Agent) -> str | None:
         offered = memory.lookup(agent.messages, tools=agent.tools) if memory else []

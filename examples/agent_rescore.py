@@ -1,4 +1,4 @@
-"""A small tool-use loop that asks, after a failed call, which of several hints would have prevented it.
+"""Ask after a failed call which of several hints would have prevented it, in a small tool-use loop.
 
     python examples/agent_rescore.py [--model examples/toolworld/student] [--task NAME] [--json]
 
@@ -86,7 +86,7 @@ def _message(message: dict[str, Any]) -> hd.Message:
 
 
 def hints_for(failure: Failure, tools: list[dict[str, Any]]) -> list[str]:
-    """What a person might try; one of them names the tools that exist."""
+    """Hints that a person might try; one of them names the tools that exist."""
     names = ", ".join(t["function"]["name"] for t in tools)
     return [
         "Be careful.",

@@ -1,4 +1,4 @@
-"""A training loop of your own on `hintdistill.objectives`, which needs torch and nothing else.
+"""Train in your own loop with `hintdistill.objectives`, which needs only torch.
 
     python examples/custom_loop.py [recipe]
 

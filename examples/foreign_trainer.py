@@ -1,4 +1,4 @@
-"""Train on stored targets with nothing of this package: pyarrow reads the rows, torch computes the loss.
+"""Train on stored targets without this package: pyarrow reads the rows, torch computes the loss.
 
     hintdistill run configs/quickstart.yaml --until rescore run.dir=runs/demo
     python examples/foreign_trainer.py runs/demo/targets examples/toolworld/student [--steps 20] [--out trained]

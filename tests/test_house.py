@@ -256,9 +256,9 @@ def test_the_readme_counts_what_is_there():
     from hintdistill.traces.registry import formats
 
     readme = " ".join((ROOT / "README.md").read_text().split())
-    assert f"[{len(formats())} formats](docs/traces.md)" in readme
+    assert f"[{len(formats())} trace formats](docs/traces.md)" in readme
     as_themselves = [n for n in recipe_names() if not load_recipe(n).changed]
-    assert f"{len(as_themselves)} published methods, references and variants that run as themselves" in readme
+    assert f"{len(as_themselves)} published methods, references and variants run as themselves" in readme
     traces = (ROOT / "examples" / "toolworld" / "traces.jsonl").read_text().count("\n")
     assert f"takes the {traces} traces" in readme
 

@@ -1,4 +1,4 @@
-"""Every arm on every seed, in one-thread processes, resumable job by job; then table and figure."""
+"""Run every arm on every seed, in one-thread processes that can be resumed job by job; then write table and figure."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def _phase(
 
 @dataclass(frozen=True)
 class BenchJob(OneUnit):
-    """A job of the ablation, as the runner of arms takes it; the arm runs in a process of its own."""
+    """A job of the ablation for the runner of arms; the arm runs in a separate process."""
 
     config: AblationConfig
     folder: Path
@@ -225,7 +225,7 @@ class BenchJob(OneUnit):
 
 
 def about_this_machine(config: AblationConfig) -> dict[str, Any]:
-    """What a reader needs to judge the times: processor, processes, commit."""
+    """Return what a reader needs to judge the times: processor, processes, commit."""
     try:
         commit = subprocess.run(
             ["git", "describe", "--always", "--dirty"],

@@ -1,4 +1,4 @@
-"""The numbers the method was meant to reach, beside what it reached. An aim that was not measured says so."""
+"""The numbers that the method should reach, next to the numbers that it reached. An aim that was not measured says so."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One arm on one seed: all of its rounds, then what is measured of its student."""
+"""Run one arm on one seed: all of its rounds, then the measurements of its student."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The arms: from one round's traces to the rows that are trained on. Nothing else differs between arms, one of them aside.
+"""The arms: from one round's traces to the rows that are trained on. Arms differ in nothing else, with one exception.
 
 | arm | rows |
 |---|---|

@@ -1,4 +1,4 @@
-"""What every job of an ablation works with: a loop in the job's own folder, on the regime's tasks and the seed."""
+"""The tools of every ablation job: a loop in the job's own folder, on the tasks of the regime and with the seed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from hintdistill.traces.formats import native
 
 
 class Bench:
-    """What every job needs: a loop in the job's folder, on the regime's tasks and the seed."""
+    """The tools of every job: a loop in the job's folder, on the regime's tasks and with the seed."""
 
     def __init__(self, config: AblationConfig, root: Path, job: Job, console: Console) -> None:
         self.ablate, self.root, self.job, self.console = config.ablate, root, job, console
@@ -94,7 +94,7 @@ class Bench:
         return episodes
 
     def salt(self, number: int) -> str:
-        """The same for every arm of a seed, so that arms draw alike."""
+        """Return a generator that is the same for every arm of a seed, so that arms draw alike."""
         return f"{self.job.regime}:{self.job.seed}:{number}"
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Findings as a worse critic would give them. Wrong hints and random steps are in `hintdistill/pipeline/variants.py`.
+"""Make findings worse, as a worse critic would. Wrong hints and random steps are in `hintdistill/pipeline/variants.py`.
 
 `plausible` makes the mistakes that critics do make: the step before or after, a consequence instead of the root, the right step
 with a hint that names another legal tool. A mistake that cannot be made of a finding leaves it as it is, so the accuracy of an
@@ -54,7 +54,7 @@ def false_alarms(
 
 
 def other_wording(found: Found, library: PromptLibrary) -> Found:
-    """The same findings, each with the next wording of its template: not the one the gate selected on."""
+    """Return the same findings, each with the next wording of its template, on which the gate did not select."""
     out: Found = []
     for trace, finding in found:
         facts = hint_facts(trace, finding)
@@ -69,7 +69,7 @@ def other_wording(found: Found, library: PromptLibrary) -> Found:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a mistake about one finding is made of."""
+    """The parts of a mistake about one finding."""
 
     trace: Trace
     finding: Finding

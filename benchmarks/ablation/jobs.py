@@ -1,4 +1,4 @@
-"""The jobs of an ablation: what is shared by all arms of a seed, and one arm on one seed; their settings and their keys.
+"""The jobs of an ablation: the part that all arms of a seed share, and one arm on one seed; their settings and keys.
 
 `shared` (`shared_baseline.py`): the first round's episodes of the initial policy, the initial and the hinted student's
 success, and what the hints do before any training. An arm (`arm_run.py`): all of its rounds, then what is measured of its
@@ -23,7 +23,7 @@ LIKE_HINT = ("twins", "stale", "foreign", "replay", "llm_critic", "hint_outcome"
 
 
 CROSS_ENTROPY = ("sft_success", "sft_corrected", "sft_gold", "gold_steps")
-"""Arms whose rows are steps to be said as they stand."""
+"""Arms whose rows are steps that the student learns to say unchanged."""
 
 
 TWINS = {"per_finding": 1, "weight": 0.5}
@@ -38,7 +38,7 @@ class Job:
     arm: str
     seed: int
     setting: int | None = None
-    """Of a sweep: which of the arm's settings."""
+    """In a sweep, the number of the arm's setting."""
 
     @property
     def name(self) -> str:
@@ -112,7 +112,7 @@ def job_key(config: AblationConfig, job: Job) -> str:
 
 
 class OneUnit:
-    """What the runner of arms asks of a job that its bar counts as one."""
+    """The interface of a job for the runner of arms, whose progress bar counts it as one."""
 
     job: Job
 

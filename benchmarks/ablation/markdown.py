@@ -1,4 +1,4 @@
-"""What the pages and the figure share: the arms' names, tables and intervals as text."""
+"""Names of the arms, tables and intervals as text, for the pages and the figure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How wrong a critic may be: gain under each kind and amount of noise, where it is gone, and what the gate recovers.
+"""Measure how wrong a critic may be: the gain under each kind and amount of noise, and the part that the gate recovers.
 
 The true critic is the zero of every kind: with the gate on it is the arm `hint`, with the gate off the arm `step:0`.
 """

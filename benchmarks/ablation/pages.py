@@ -1,4 +1,4 @@
-"""The document of an ablation as Markdown: every table, and the figure beside it."""
+"""The document of an ablation as Markdown, with every table and the figure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Predicted repair before training against measured repair after it, over arms and error classes.
+"""Compare the repair predicted before training with the repair measured after it, over arms and error classes.
 
 A point is one error class in one arm of one regime. R² is given for the fitted line and for y = x; their intervals come from
 resampling seeds and tasks in the measurements and seeds in the predictions, all points together.

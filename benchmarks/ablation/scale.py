@@ -1,4 +1,4 @@
-"""`--quick` and `--full`: the same ablation smaller or larger."""
+"""Make the same ablation smaller or larger: `--quick` and `--full`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The settings of an ablation: a run's own, and the `ablate` section beside them."""
+"""The settings of an ablation: those of a run, and the section `ablate`."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ MAIN_ARMS: tuple[Arm, ...] = (
     "none",
 )
 NOISE_KINDS = ("step", "alarm", "hint", "near", "later", "tool", "mixed")
-"""How a critic is made worse; `miss-CLASS` is one more."""
+"""The ways in which a critic is made worse; `miss-CLASS` is a further one."""
 
 
 def _everything() -> dict[str, tuple[str, ...]]:
@@ -55,14 +55,14 @@ class SweepSection(Section):
     """`--sweep`: every arm tries as many settings on validation tasks, and its best one makes the table."""
 
     use: bool = False
-    """What `--sweep` sets."""
+    """The settings of `--sweep`."""
     split: str = "validation"
     limit: int | None = Field(default=None, ge=1)
     """Tasks of the split."""
     seeds: tuple[int, ...] = Field(default=(100,), min_length=1)
     """Not among `ablate.seeds`, so that no training is both chosen and reported."""
     settings: tuple[dict[str, Any], ...] = ()
-    """Keys of the `train` section, one setting each, for every arm without a list of its own."""
+    """Keys of the `train` section, one setting each, for every arm without its own list."""
     own: dict[str, tuple[dict[str, Any], ...]] = Field(default_factory=dict)
     """Arm → its own settings, as many as the others have."""
 
@@ -88,7 +88,7 @@ class HoldSection(Section):
     episodes: int = Field(default=112, ge=1)
     """At most this many, each of another task, drawn by the seed and sampled as the rounds are."""
     share: float = Field(default=0.5, gt=0.0, le=1.0)
-    """Of a round's anchors, how many come from them."""
+    """The number of a round's anchors that come from them."""
 
 
 class AblateSection(Section):
@@ -111,7 +111,7 @@ class AblateSection(Section):
     """Optimiser steps per round, the same in every arm."""
     hold: HoldSection = HoldSection()
     test_split: str = "test"
-    """Where success and error rates are reported."""
+    """The splits on which success and error rates are reported."""
     clean_split: str | None = None
     """Tasks without a trigger, for retention."""
     near_splits: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""What all arms of a seed share: the initial policy's episodes and success, the hinted student, the hints before any training."""
+"""Measure what all arms of a seed share: the initial policy, the hinted student, and the hints before any training."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def held_targets(bench: Bench, ctx: RunContext, folder: Path) -> list[Target]:
 
 
 def _hinted(bench: Bench, ctx: RunContext, setting: Setting, played: Sequence[Episode]) -> list[dict[str, Any]]:
-    """How every task goes when the critic's hint stands above each erring step."""
+    """Play every task with the critic's hint above each erring step."""
     suite, options = bench.loop.suite, options_of(bench.config.rollout, setting.temperature, bench.job.seed)
     sampler = Sampler(ctx.engine(bench.initial), ctx.renderer, options)
     injector = Injector(ctx.renderer, ctx.library, ctx.config.inject, ctx.config.rescore.placebos)
@@ -136,7 +136,7 @@ def _effect(target: Target) -> float:
 
 
 def _placebo(target: Target, effects: np.ndarray) -> float:
-    """What a placebo does to the token at which the hint changes course."""
+    """Return what a placebo does to the token at which the hint changes course."""
     return float(effects[target.decision.position]) if target.decision else 0.0
 
 
@@ -144,7 +144,7 @@ def _placebo(target: Target, effects: np.ndarray) -> float:
 
 
 def off_target_requests(bench: Bench) -> dict[str, list[ScoreRequest]]:
-    """The same steps for every arm of a seed: the initial policy's own, kept beside what else is shared."""
+    """Return the same steps for every arm of a seed: the initial policy's own, kept with the other shared results."""
     stored = json.loads((bench.shared / "off_target.json").read_text(encoding="utf-8"))
     return {name: [ScoreRequest(np.array(i), a, b) for i, a, b in rows] for name, rows in stored.items()}
 

@@ -1,4 +1,4 @@
-"""Fair tuning: every arm tries as many settings on validation tasks, on seeds that the table does not use; the best makes it.
+"""Tune all arms alike: each tries equally many settings on validation tasks, on seeds that the table does not use.
 
 The criterion is the same for all arms: mean success over the measured temperatures, half of it over all tasks and half over
 those that are like the ones to be kept (`ablate.hold`), where there are such; of equals the one listed first.
@@ -25,7 +25,7 @@ def swept_arms(config: AblationConfig) -> list[str]:
 
 
 def sweep_config(config: AblationConfig) -> AblationConfig:
-    """The ablation's configuration with the sweep's split, seeds and tasks in place of its own."""
+    """Return the ablation's configuration with the sweep's split, seeds and tasks."""
     sweep, first = config.ablate.sweep, next(iter(config.ablate.regimes.values()))
     data = config.model_dump(mode="json")
     data["ablate"] |= {
@@ -46,7 +46,7 @@ def sweep_config(config: AblationConfig) -> AblationConfig:
 
 
 def sweep_jobs(config: AblationConfig) -> tuple[list[Job], list[Job]]:
-    """What is shared by the trials of a seed, and the trials."""
+    """Return the jobs that the trials of a seed share, and the trials."""
     seeds, arms = config.ablate.sweep.seeds, swept_arms(config)
     tried = range(len(config.ablate.sweep.settings))
     return [Job(REGIME, "shared", s) for s in seeds], [Job(REGIME, a, s, i) for s in seeds for i in tried for a in arms]

@@ -1,4 +1,4 @@
-"""Result files of the jobs → one document: intervals, paired differences, predictions against measurements."""
+"""Join the result files of the jobs into one document: intervals, paired differences, predictions and measurements."""
 
 from __future__ import annotations
 

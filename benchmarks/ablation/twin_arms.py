@@ -1,4 +1,4 @@
-"""The arms of the benchmark of twins: what each holds beside the same hints and the same anchors.
+"""The arms of the benchmark of twins: the steps that each holds in addition to the same hints and anchors.
 
 | arm | held, as many in every arm, at the same weight |
 |---|---|
@@ -47,7 +47,7 @@ Held = tuple[Twin, Target]
 
 @dataclass(frozen=True)
 class Round:
-    """What an arm makes its held rows of."""
+    """The material from which an arm makes its held rows."""
 
     config: TwinsConfig
     data: RoundData
@@ -102,7 +102,7 @@ def drawn(pool: Sequence[Target], number: int) -> list[Target]:
 
 
 def kinds_of(targets: Sequence[Target]) -> dict[str, int]:
-    """How many there are of each class and kind of edit."""
+    """Count twins by class and kind of edit."""
     return dict(Counter(f"{t.error_class or '-'}/{t.versions.get('edit', '-').rpartition('/')[2]}" for t in targets))
 
 
@@ -218,7 +218,7 @@ def others_edits(source: Round, twins: Sequence[Held]) -> Iterator[Target]:
 
 
 def transplanted(other: Twin, its: Trace, trace: Trace, step: int) -> TwinEdit | None:
-    """What an edit adds, added to another trace in the same places; None where that trace has no such place."""
+    """Add what an edit adds to another trace in the same places; None if that trace has no such place."""
     before, moved = trace.before(step), []
     for r in (r for r in other.edit.replacements if not r.old):
         index = min(r.index, len(trace.tools))

@@ -1,4 +1,4 @@
-"""What hint and twin pull at in the initial student, by class and kind of edit: a diagnosis, before any training.
+"""Measure the pull of hint and twin on the initial student, by class and kind of edit, before any training.
 
     python -m benchmarks.ablation.twin_cause RUN [--per-kind 25]
 

@@ -1,4 +1,4 @@
-"""Settings of twins on validation tasks: each trains from one run's targets and is read on tasks and pairs that no test uses.
+"""Try settings of twins: each trains from one run's targets and is measured on tasks and pairs that no test uses.
 
     python -m benchmarks.ablation.twin_grid RUN [--settings FILE] [--only NAME …] [--seeds 0] [--out runs/twin_grid]
 
@@ -46,14 +46,14 @@ from hintdistill.training.watch import WatchSets
 
 HERE = Path(__file__).resolve().parent
 PAIRS_SEED = 4242
-"""Of the validation pairs; the suite's own are drawn by 17."""
+"""Seed of the validation pairs; the suite's own pairs are drawn with seed 17."""
 HABITS = ("unknown_tool", "wrong_argument", "ignored_error")
 """Skipped look-ups have next to no twins in the quickstart."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """What every setting is trained from and read on."""
+    """The targets, tasks and pairs that every setting shares."""
 
     ctx: RunContext
     out: Path

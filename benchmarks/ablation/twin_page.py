@@ -49,7 +49,7 @@ def _rate(groups: Sequence[Sequence[float]]) -> dict[str, float] | None:
 
 
 def _reads(mine: Results) -> dict[str, Any]:
-    """What is read of one arm at one rate."""
+    """The measurements of one arm at one rate."""
     outcomes = {s: [[o["success"] for o in r["outcomes"][s]] for r in mine] for s in mine[0]["outcomes"]}
     hottest = max((s for s in outcomes if s.startswith("test@")), key=lambda s: float(s.rpartition("@")[2]))
     pairs, test = suite_name("read_pairs")(), set(suite_name("TEST_FAMILIES"))

@@ -1,4 +1,4 @@
-"""What the benchmark of twins reads of a student: near-miss pairs, held-out errors, movement, and the hint shown again."""
+"""Measure a student for the benchmark of twins: near-miss pairs, held-out errors, movement, the hint shown again."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _sampler(bench: Bench, student: Path, temperature: float) -> Sampler:
 
 
 def read_pairs_of(bench: Bench, student: Path, section: TwinsSection) -> dict[str, bool]:
-    """Whether each task of the near-miss suite was right, greedy."""
+    """Return for each task of the near-miss suite whether it was right, greedy."""
     pairs, engine, renderer = _pairs(section), bench.loop.top.engine(student), bench.loop.top.renderer
     options = options_of(bench.config.rollout, 0.0, bench.job.seed)
     tasks = suite_name("tasks_of_pairs")(pairs)

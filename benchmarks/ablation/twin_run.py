@@ -1,4 +1,4 @@
-"""One job of the benchmark of twins: what a seed's arms share, or one arm's rounds and what is read of its student."""
+"""Run one job of the benchmark of twins: the part that a seed's arms share, or one arm's rounds and measurements."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def mass(section: TrainSection, rows: Sequence[Target]) -> dict[str, float]:
 
 
 def coverage(ctx: RunContext, source: Round) -> dict[str, Any]:
-    """How many findings of each class have a twin, what was dropped, and what the policy's own probability then rejected."""
+    """Count by class the findings with a twin, the dropped twins, and the twins that the policy's own probability then rejected."""
     said = counts(ctx.rundir.current("twins", "twins"))
     scored = [x for x in source.targets if x.kind == "twin"]
     return {

@@ -1,4 +1,4 @@
-"""What is missing at T=1: which failed episodes have a habit error, which a value that stands nowhere, and which something else.
+"""Sort the failures at T=1: episodes with a habit error, with a made-up value, and with another fault.
 
     python -m benchmarks.ablation.twin_sampled STUDENT … [--split validation] [--limit 150] [--temperatures 0 0.5 1]
 

@@ -1,4 +1,4 @@
-"""Settings and jobs of the benchmark of twins: an ablation whose arms hold the same number of further steps, each in its own way."""
+"""Settings and jobs of the benchmark of twins: an ablation whose arms each hold the same number of other steps."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ NAMES: dict[str, str] = {
 
 
 class TwinsSection(Section):
-    """What is held, and how much of it; equal in every arm."""
+    """The held steps and their number, equal in every arm."""
 
     arms: tuple[TwinArm, ...] = get_args(TwinArm)
     frontier: tuple[TwinArm, ...] = ("none", "twins", "anchors", "near_episodes")
@@ -56,13 +56,13 @@ class TwinsSection(Section):
     anchors: int = Field(default=64, ge=1)
     """Anchors per round, the same steps in every arm."""
     held: int = Field(default=64, ge=1)
-    """Further held slots per round: twins, or what stands in their place. `none` has none; its anchors weigh as much as both."""
+    """Further held slots per round: twins, or the rows that replace them. The arm `none` has none; its anchors weigh as much as both."""
     passes: float = Field(default=1.0, gt=0)
     """How often a round's rows are read; rows per optimiser step follow from it and `ablate.steps`."""
     half_classes: tuple[str, ...] = ("unknown_tool", "skipped_lookup")
     half_kinds: tuple[str, ...] = ("rename", "request", "field", "warning")
     pairs_per_family: int | None = Field(default=None, ge=1)
-    """Of the near-miss suite; None: all."""
+    """Families of the near-miss suite; None means all."""
     heldout: int = Field(default=150, ge=1)
     """Findings in test episodes of the initial policy, at most, whose error is read after training."""
 
@@ -74,7 +74,7 @@ class TwinsConfig(AblationConfig):
 
     @property
     def ablation(self) -> AblationConfig:
-        """What the ablation's own parts take."""
+        """The settings for the ablation's own parts."""
         return AblationConfig.model_validate(self.model_dump(mode="json", exclude={"twins"}))
 
     @property

@@ -52,7 +52,7 @@ DECODED = 8
 
 
 def targets_of(arm: str, data: RoundData, targets: Sequence[Target]) -> list[Target]:
-    """What an arm draws its rows from, anchors included; `targets` are those of the shared run. Raises ConfigError."""
+    """Return the targets from which an arm draws its rows, anchors included; `targets` are those of the shared run. Raises ConfigError."""
     ctx = data.ctx
     own: Sequence[Target]
     if arm == "targeted" or arm in TWINNED:
@@ -195,7 +195,7 @@ def decoded(data: RoundData, targets: Sequence[Target]) -> list[Target]:
 
 
 def _injected(injector: Injector, trace: Trace, finding: Finding) -> Injection | None:
-    """None where the hint has no place, as where the hint itself was scored."""
+    """Return None if the hint has no place, as when the hint itself was scored."""
     try:
         return injector.inject(trace, finding)
     except HintdistillError:

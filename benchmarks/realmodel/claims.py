@@ -1,4 +1,4 @@
-"""What the arms of benchmarks/real.py say together: the claim, secondary endpoints, what success is made of, what it costs elsewhere."""
+"""Evaluate the arms of benchmarks/real.py together: the claim, secondary endpoints, the parts of success, the cost."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _by_seed(results: Results, label: str) -> dict[int, Row]:
 def tables_of(
     results: Results, labels: Sequence[str], seeds: Sequence[int], read: str
 ) -> list[list[list[float]]] | None:
-    """Success [seeds, tasks] by label, and that of the hinted initial model for `hinted`; None where a seed of any is owed."""
+    """Success [seeds, tasks] by label, and that of the hinted initial model for `hinted`; None if a seed of any is missing."""
     out = []
     for label in labels:
         jobs = _by_seed(results, "none" if label == "hinted" else label)
@@ -44,7 +44,7 @@ def _nouns(results: Results, read: str) -> list[str]:
 
 
 def pair_tables(results: Results, labels: Sequence[str], seeds: Sequence[int]) -> list[list[list[float]]] | None:
-    """Whether both members of each matched pair are right [seeds, pairs], by label; None where a seed of any is owed."""
+    """Whether both members of each matched pair are right [seeds, pairs], by label; None if a seed of any is missing."""
     jobs = [_by_seed(results, label) for label in labels]
     if any(s not in of for of in jobs for s in seeds):
         return None
@@ -56,7 +56,7 @@ def pair_tables(results: Results, labels: Sequence[str], seeds: Sequence[int]) -
 
 @dataclass(frozen=True)
 class Claim:
-    """The parts of the claim for an arm and its rival; each None where it is owed."""
+    """The parts of the claim for an arm and its rival; each None if it is not measured yet."""
 
     arm: str
     rival: str
@@ -70,41 +70,45 @@ class Claim:
 
     @property
     def empty(self) -> bool:
-        """Whether the guard could not fail: the untrained model has no more to lose than the bound allows."""
+        """Whether the guard could not fail, because the untrained model has no more to lose than the bound allows."""
         return self.guard is not None and self.floor <= -GUARD
 
     @property
     def parts(self) -> list[tuple[str, bool | None]]:
         """Each part in words, and whether it is met."""
-        rounds = f"gain of {self.arm} {interval_text(self.gain)}, lower end above {GAIN:.2f}" if self.gain else None
+        rounds = (
+            f"the gain of {self.arm} is {interval_text(self.gain)}; its lower end must be above {GAIN:.2f}"
+            if self.gain
+            else None
+        )
         rival = (
-            f"{self.arm} minus {self.rival} {interval_text(self.beside)}, lower end at least {BESIDE:.2f}"
+            f"{self.arm} minus {self.rival} is {interval_text(self.beside)}; its lower end must be at least {BESIDE:.2f}"
             if self.beside
             else None
         )
         pairs = (
-            f"both of a pair {interval_text(self.guard)} against untrained, at least {GUARD:.2f}"
+            f"the change in pairs solved completely is {interval_text(self.guard)}; it must be at least {GUARD:.2f}"
             if self.guard
             else None
         )
         return [
-            (rounds or f"gain of {self.arm}", None if self.gain is None else self.gain.low > GAIN),
+            (rounds or f"the gain of {self.arm}", None if self.gain is None else self.gain.low > GAIN),
             (rival or f"{self.arm} minus {self.rival}", None if self.beside is None else self.beside.low >= BESIDE),
             (pairs or "the guard of matched pairs", None if self.guard is None else self.guard.mean >= GUARD),
         ]
 
     def sentence(self) -> str:
-        """One sentence: met only if every part is; not met as soon as one is not; else owed."""
+        """Return the claim in words: met if every part is met, not met if one is not, else not measured yet."""
         verdicts = [met for _, met in self.parts]
-        whole = "not met" if False in verdicts else "owed" if None in verdicts else "met"
-        words = {True: "met", False: "not met", None: "owed"}
+        whole = "not met" if False in verdicts else "not measured yet" if None in verdicts else "met"
+        words = {True: "met", False: "not met", None: "not measured yet"}
         if self.empty and whole == "met":
-            whole = "met by the letter alone"
+            whole = "met only formally"
         return (
             f"The claim is **{whole}**: "
             + "; ".join(f"{text} ({words[met]})" for text, met in self.parts)
             + (
-                f". The guard could not fail: the untrained model gets both of {self.floor:.2f} of the pairs."
+                f". The guard could not fail, because the untrained model solves only {self.floor:.2f} of the pairs completely."
                 if self.empty
                 else "."
             )
@@ -116,7 +120,7 @@ def _gain_over(arm: Any, rival: Any, before: Any, hinted: Any) -> Any:
 
 
 def claim_of(results: Results, seeds: Sequence[int], arm: str, rival: str, read: str) -> Claim:
-    """The claim as announced, of an arm and the rival that stands beside it."""
+    """The claim as announced, for an arm and its rival."""
     gain = tables_of(results, [arm, "none", "hinted"], seeds, read)
     beside = tables_of(results, [arm, rival, "none", "hinted"], seeds, read)
     guard = pair_tables(results, [arm, "none"], seeds)
@@ -145,7 +149,7 @@ def p_value(draws: np.ndarray) -> float:
 def secondary_table(
     results: Results, endpoints: Sequence[tuple[str, str, str]], seeds: Sequence[int], read: str
 ) -> str:
-    """Paired differences of the secondary endpoints; Holm over all that are announced, an owed one counting as p = 1."""
+    """Paired differences of the secondary endpoints; Holm over all that are announced, a missing one counts as p = 1."""
     found: list[tuple[Interval, float] | None] = []
     for arm, other, measure in endpoints:
         pairs = measure == "pairs"
@@ -162,11 +166,11 @@ def secondary_table(
         [
             f"{arm} minus {other}",
             measure,
-            *(("owed", "–", "–") if f is None else (interval_text(f[0]), _p(f[1]), _p(p))),
+            *(("not measured yet", "–", "–") if f is None else (interval_text(f[0]), _p(f[1]), _p(p))),
         ]
         for (arm, other, measure), f, p in zip(endpoints, found, adjusted, strict=True)
     ]
-    return table(["secondary endpoint", "of", "difference (95 %)", "p", "p, Holm"], lines)
+    return table(["secondary endpoint", "measured on", "difference (95 %)", "p", "p, Holm"], lines)
 
 
 def _p(p: float) -> str:
@@ -198,7 +202,7 @@ def factor_table(results: Results, read: str) -> str:
             lines.append(
                 [label, str(len(rows)), f"{decision:.2f}", "–" if np.isnan(rest) else f"{rest:.2f}", f"{success:.2f}"]
             )
-    head = ["arm", "n", "decisions right", "rest right, given these", f"success on {read}"]
+    head = ["arm", "n", "decisions right", "rest right, if the decisions are right", f"success on {read}"]
     return table(head, lines)
 
 

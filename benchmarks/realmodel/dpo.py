@@ -1,4 +1,4 @@
-"""DPO on (corrected, erring) steps of one context, by TRL's own trainer and loss (Rafailov et al. 2023, arXiv 2305.18290).
+"""Train DPO on (corrected, erring) steps of one context, with TRL's own trainer and loss (Rafailov et al. 2023, arXiv 2305.18290).
 
 Both steps are recorded token by token, so TRL gets ids and tokenises nothing. The reference is the model without its adapter.
 """

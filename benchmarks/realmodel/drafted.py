@@ -1,4 +1,4 @@
-"""Sampling in this process for episodes that repeat themselves: drafts copied from the context, and keys and values kept per row.
+"""Sample repetitive episodes in this process: with drafts copied from the context, and keys and values kept per row.
 
 A call of a tool is nearly all of it written before: its markup, the tool's name, the city. So the tokens that followed the last
 occurrence of the current ones are drafted and read in one pass (prompt lookup); each is accepted with the probability that the

@@ -1,4 +1,4 @@
-"""How far a student moved where nobody asked it to: KL(initial ‖ student) on answers to general instructions.
+"""Measure how far a student moved on unrelated text: KL(initial ‖ student) on answers to general instructions.
 
 The untrained model answers each prompt of examples/smollm2/general.py greedily, once; both models then read the same tokens.
 """
@@ -56,7 +56,7 @@ def summary(kl: np.ndarray, flips: int) -> dict[str, float]:
 
 
 def _answers(plan: Plan) -> list[ScoreRequest]:
-    """What both models read: made once by the untrained model, kept beside the jobs."""
+    """The texts that both models read: the untrained model writes them once, and they are kept next to the jobs."""
     path = plan.folder / "general.json"
     key = content_key(prompts(), ANSWER, model_key(resolve_model(str(plan.config.run.model))).weights)
     kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

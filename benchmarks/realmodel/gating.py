@@ -1,4 +1,4 @@
-"""The gate read on a real model's fresh errors: findings of the split `test`, on which no threshold was chosen.
+"""Measure the gate on a real model's fresh errors: findings of the split `test`, on which no threshold was chosen.
 
 benchmarks/gate.py measures; this plays what it reads, in parts that are not played again, and writes the table.
 """

@@ -60,7 +60,7 @@ class RealJob:
 
     @property
     def title(self) -> str:
-        """What tables call it."""
+        """Its name in tables."""
         return (self.label or self.arm) + (f".round{self.round}" if self.round > 1 else "")
 
     @property
@@ -95,7 +95,7 @@ class RealJob:
 
 @dataclass(frozen=True)
 class DriftJob:
-    """How far an arm's student moved on general prompts; needs the student that its job left."""
+    """Measure how far an arm's student moved on general prompts; needs the student that the arm's job saved."""
 
     of: RealJob
 
@@ -314,7 +314,7 @@ def _untrained(job: RealJob) -> dict[str, Any]:
 
 
 def measured(plan: Plan, seed: int, student: Path) -> dict[str, Any]:
-    """What a student does on every split of the plan, at the frozen sampling."""
+    """Play every split of the plan with a student, at the frozen sampling settings."""
     world = play.World.load(plan.config, student)
     return {s: play.rows_of(world.suite, world.plain(t, seed)) for s, t in plan.tasks.items()}
 

@@ -95,7 +95,7 @@ def base_table(cells: Mapping[tuple[str, str], Row]) -> str:
 
 
 def shape_table(cells: Mapping[tuple[str, str], Row]) -> str:
-    """Of the plain episodes: steps played, where errors fall, clean steps around the first one, first errors by class."""
+    """Summarise the plain episodes: steps played, places of errors, clean steps around the first error, first errors by class."""
     lines = []
     for (split, arm), cell in sorted(cells.items()):
         if arm != "base":

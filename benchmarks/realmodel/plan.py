@@ -1,4 +1,4 @@
-"""What is equal in all jobs of benchmarks/real.py, what benchmarks/prereg/real.yaml announces, and what a result depends on.
+"""The common settings of all jobs of benchmarks/real.py, the announced arms, and what a result depends on.
 
 The hash of a plan's content is part of every job's key. Results of 2026-11-28 must stay readable, so the content has the shape
 that it had then (`as_of.json`): a setting that is newer counts only where it is not at its default, and what was forgotten then
@@ -29,7 +29,7 @@ SECTIONS = ("rollout", "inject", "rescore", "train")
 
 @dataclass(frozen=True)
 class Plan:
-    """What is equal in all jobs."""
+    """The settings that are equal in all jobs."""
 
     config: RunConfig
     folder: Path
@@ -41,7 +41,7 @@ class Plan:
     train: Mapping[str, Any] = field(default_factory=dict)
 
     def content(self) -> dict[str, Any]:
-        """What a result depends on, as plain data."""
+        """Return everything that a result depends on, as plain data."""
         own = {k: getattr(self, k) for k in ("episodes", "budget", "tasks", "train")}
         data = _known(self.config)
         data["rollout"]["environment"] = _tail(self.config.rollout.environment)
@@ -130,7 +130,7 @@ class Announced:
     added: tuple[str, ...]
     """Arms that a deviation adds."""
     untrained: tuple[str, ...]
-    """What is measured without training, by deviation."""
+    """The arms that are measured without training, added as a deviation."""
     second_round: tuple[str, ...]
     """Arms that go on for a second round, by deviation."""
     secondary: tuple[tuple[str, str, str], ...]

@@ -1,4 +1,4 @@
-"""What a set of weights does on tasks of the errands, without a hint and under one; rows of plain data, one an episode.
+"""Play errands with a set of weights, without a hint and under one; one row of plain data per episode.
 
 A hinted episode is the plain one taken up at its root error with the hint above that one step (`play_hinted`), and so on for
 later errors. A placebo stands at the same steps, and `redraw` draws them once more with nothing above them, because a second draw of
@@ -82,7 +82,7 @@ class World:
 
 
 class _Unhinted(Injector):
-    """Splices nothing: the step is drawn once more as it stands."""
+    """Splice nothing: draw the step once more, unchanged."""
 
     def inject(self, trace: Trace, finding: Finding) -> Injection:
         """See `Injector.inject`."""

@@ -1,4 +1,4 @@
-"""Other recipes on the real model: the traces of an arms' seed, each recipe's own contexts, equal rows and steps.
+"""Train other recipes on the real model: the traces of a seed, each recipe's own contexts, equal rows and steps.
 
 What is measured is what the arms of benchmarks/real.py are measured on, so their rows can stand in one table.
 """

@@ -1,4 +1,4 @@
-"""What may be done about the errors without training: a rule in the system prompt, names held to the list, a tool renamed.
+"""Reduce the errors without training: a rule in the system prompt, tool names limited to the list, a renamed tool.
 
 Each is the same model on the same tasks at the same sampling. What the environment is told and what the checker reads is the
 errand as it is; only what the model reads (`rule`, `renamed_tool`) or may say (`constrained_names`) differs.
@@ -50,7 +50,7 @@ class _Suite:
 
 
 class Ruled(_Suite):
-    """The rule stands at the end of every system prompt."""
+    """Put the rule at the end of every system prompt."""
 
     def make(self) -> Any:
         """A fresh environment."""
@@ -138,7 +138,7 @@ class Renamed(_Suite):
         return _RenamedEnvironment(self.suite.make(), self.names)
 
     def check(self, trace: Trace) -> Sequence[Finding]:
-        """What the checker says of the same trace with the right names."""
+        """Return what the checker says about the same trace with the right names."""
         back = {said: right for right, said in self.names.get(trace.task_id or "", {}).items()}
         found: Sequence[Finding] = self.suite.check(
             trace.model_copy(update={"messages": tuple(_called(_listed_as(m, back), back) for m in trace.messages)})

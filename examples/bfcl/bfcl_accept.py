@@ -1,4 +1,4 @@
-"""When a warmed-up student is taken: bounds that were written down before the first try."""
+"""Decide whether a warmed-up student is accepted, within bounds that were written down before the first try."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a student must do on validation tasks."""
+    """The bounds that a student must meet on validation tasks."""
 
     errors: tuple[float, float] = (0.30, 0.70)
     """Share of the tasks that need a call which it gets wrong."""

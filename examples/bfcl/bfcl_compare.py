@@ -1,4 +1,4 @@
-"""Whether calls are the right ones of a single-turn task: this toolkit's own comparison, held against the package's by a test.
+"""Compare calls with the right ones of a single-turn task. A test checks this comparison against the package's.
 
 It agrees with bfcl-eval's on what is allowed: strings are compared without case, white space and `,./-_*^`; integers pass for
 floats; a value of the possible answers' own type passes for a variable; an empty list counts as left out. Where the package's raises
@@ -24,7 +24,7 @@ KINDS: dict[str, type] = {
     "dict": dict,
     "any": str,
 }
-"""What a described type is in Python; `any` holds text."""
+"""The Python type for each described type; `any` contains text."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def _same_object(value: Any, right: Any) -> bool:
 
 
 def _kind_of(values: Sequence[Any]) -> type | None:
-    """Type of the first value that is one; None where there is none."""
+    """Return the type of the first value that has one; None if no value has a type."""
     return next((type(v) for v in values if v != ""), None)
 
 

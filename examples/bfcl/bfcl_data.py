@@ -67,7 +67,7 @@ class Entry:
 
     @property
     def request(self) -> str:
-        """What the user says last."""
+        """Return the user's last message."""
         return next(m["content"] for m in reversed(self.messages) if m["role"] == "user")
 
 
@@ -81,7 +81,7 @@ class Talk:
     """What the user says at the beginning of each turn; empty where functions are added instead."""
     classes: tuple[str, ...]
     state: dict[str, Any]
-    """What each API begins with."""
+    """The initial state of each API."""
     late: dict[int, tuple[str, ...]]
     """Turn → functions that are not listed before it."""
     answer: tuple[tuple[str, ...], ...]
@@ -89,7 +89,7 @@ class Talk:
 
     @property
     def long_context(self) -> bool:
-        """Whether the APIs hold much more than the task needs."""
+        """Whether the APIs contain much more data than the task needs."""
         return self.category == "multi_turn_long_context"
 
     @property
@@ -113,7 +113,7 @@ def data_folder() -> Path:
 
 
 def read(name: str) -> list[dict[str, Any]]:
-    """The objects of a data file, one a line. Raises ConfigError where there is none."""
+    """Read the objects of a data file, one per line. Raises ConfigError if the file is missing."""
     path = data_folder() / name
     if not path.is_file():
         raise ConfigError(f"bfcl-eval {VERSION} has no file {path}")

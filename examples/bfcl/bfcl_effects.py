@@ -1,4 +1,4 @@
-"""Which functions of BFCL's stateful APIs only look, and which change something; a test plays all right calls and looks."""
+"""List which functions of BFCL's stateful APIs only read and which change state; a test checks this with all right calls."""
 
 from __future__ import annotations
 

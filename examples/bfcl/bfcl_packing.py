@@ -1,4 +1,4 @@
-"""Training on sheets: the system prompt of a sheet is read once, and each of its rows attends to it and to itself alone.
+"""Train on sheets: the system prompt of a sheet is read once, and each of its rows attends only to it and to itself.
 
 What a row's answer tokens are given is what they would be given in a sequence of the row's own (a test holds this), for about half
 of the tokens.

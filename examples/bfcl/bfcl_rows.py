@@ -61,7 +61,7 @@ class Sheet:
 
 @dataclass(frozen=True)
 class Mix:
-    """What rows there are."""
+    """The mix of rows."""
 
     no_call: float = 0.3
     """Share of refusals among the rows of functions that some request calls; functions that only ever come with requests they do not

@@ -38,7 +38,7 @@ def said(message: Message) -> list[Said]:
 
 
 def broken(message: Message) -> bool:
-    """Whether the message holds a call that cannot be read."""
+    """Whether the message contains a call that cannot be parsed."""
     unread = "tool_call>" in (message.content or "")
     return unread or any(c.arguments is None for c in message.tool_calls)
 
@@ -72,7 +72,7 @@ class CallsEnvironment:
 
 
 def opening(entry: Entry, as_text: bool) -> tuple[Message, ...]:
-    """What the student reads of a task; earlier assistant messages are context."""
+    """Return the messages that the student reads for a task; earlier assistant messages are context."""
     told = [Message(role=m["role"], content=m["content"], given=m["role"] == "assistant") for m in entry.messages]
     if not as_text:
         return tuple(told)
@@ -194,10 +194,10 @@ CALLS, CALLS_AS_TEXT, TURNS = Calls(), Calls(as_text=True), Turns()
 
 
 def check_calls(trace: Trace) -> list[Finding]:
-    """What `CALLS` finds in a trace, for `critic.checker`: it knows the answers."""
+    """Return what `CALLS` finds in a trace, for `critic.checker`; it knows the answers."""
     return CALLS.check(trace)
 
 
 def check_turns(trace: Trace) -> list[Finding]:
-    """What `TURNS` finds in a trace, for `critic.checker`: it knows the answers."""
+    """Return what `TURNS` finds in a trace, for `critic.checker`; it knows the answers."""
     return TURNS.check(trace)

@@ -25,7 +25,7 @@ from hintdistill.rollouts.environment import Reply, Start
 MOST_STEPS = 20
 """Steps with calls that a turn may have; the package ends an episode that needs more."""
 LATE = "These functions can be called from now on as well:\n{functions}\nPlease try again with them."
-"""What the user says where functions are added."""
+"""The user's message when functions are added."""
 
 
 class Apis:

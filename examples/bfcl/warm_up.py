@@ -1,4 +1,4 @@
-"""Warm a small model up on BFCL's training part, and say whether it is a student that errs and that a hint reaches.
+"""Warm a small model up on BFCL's training split, and say whether it makes errors and follows hints.
 
     python examples/bfcl/warm_up.py a [--model build/smollm2] [--out build/bfcl]      # trains, measures on validation, keeps the try
     python examples/bfcl/warm_up.py --docs                                            # writes the table of tries into docs/bfcl.md
@@ -81,17 +81,18 @@ RECIPES = {
         steps=75,
         sheets=4,
         learning_rate=8e-4,
-        why="one run on rows of which a third, as drawn, have a hint or a placebo, calls and refusals alike, "
-        "two thirds of the foreign requests hard",
+        why="one run. A third of the drawn rows have a hint or a placebo, for calls and refusals alike; two thirds of the foreign "
+        "requests are hard",
     ),
     "b": Recipe(
         Mix(no_call=0.2),
         steps=100,
         sheets=4,
         learning_rate=8e-4,
-        why="try a answers every request with the refusal: its first token has probability .8 whatever the request. A refusal is short, "
-        "so in a its first token has three times the weight of a call's, and 46 % of the rows were refusals. Here half of every row's "
-        "weight is on the first token, which says whether a call comes, refusals are fewer, and steps a third more",
+        why="after try a the student refuses every request: the first token of a refusal has probability .8 for any request. A "
+        "refusal is short, so in try a its first token had three times the weight of a call's, and 46 % of the rows were "
+        "refusals. In try b half of every row's weight is on the first token, which says whether a call comes; there are fewer "
+        "refusals, and a third more steps",
         decision=0.5,
     ),
 }
@@ -215,7 +216,7 @@ def train(model: Path, recipe: Recipe, folder: Path) -> Path:
 
 
 class Measuring:
-    """What a student says on validation tasks, each part kept in a file of its own."""
+    """Record what a student says on validation tasks, each part in a separate file."""
 
     def __init__(self, student: Path, folder: Path) -> None:
         """Load the student."""

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A SLURM job array: each task is one shard. `--requeue` starts a task that was preempted again, and it goes on where it was.
+# A SLURM job array: each task is one shard. `--requeue` restarts a preempted task, which then continues its shard.
 #
 #   sbatch examples/scale/slurm.sh mine/hintdistill.yaml /shared/run
 #   hintdistill merge /shared/run                    # when all tasks are done: sbatch --dependency=afterok:JOBID --wrap "..."

@@ -1,4 +1,4 @@
-"""Errands: one to three look-ups in a city, one call a step. What an untouched SmolLM2-135M-Instruct gets wrong by itself.
+"""Errands: one to three look-ups in a city, one call a step. An untrained SmolLM2-135M-Instruct makes errors on them by itself.
 
 The system prompt lists tools as text (`find_bank(city)`), two finished errands show how a call looks, then comes the
 request: "I need a bank, a park and a school in Oslo." Every listed thing is looked up once; the episode ends when all are
@@ -107,7 +107,7 @@ PHRASINGS = ("I need {things} in {city}.", "Find {things} in {city}.")
 HELD_OUT = ("I want {things} in {city}.", "Look for {things} in {city}.")
 """Phrasings of the splits test and unseen; the others have those of training."""
 SHOWN = (1, 2)
-"""How many things the finished errands look up that the student reads first."""
+"""The numbers of things that are looked up in the finished errands that the student reads first."""
 BUSY = '{"error": "busy"}'
 NUDGE = "What about the {thing}?"
 """What the user says after a wasted step. The episode has failed by then; what follows shows how the student goes on."""
@@ -150,7 +150,7 @@ def schema(tool: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Task:
-    """What a task's name stands for."""
+    """The task that a name encodes."""
 
     kind: str
     asked: tuple[str, ...]
@@ -158,7 +158,7 @@ class Task:
     busy: str | None
     """The thing whose first look-up is answered by an error."""
     given: int
-    """How many things are found when the student's turn comes."""
+    """The number of things found when the student's turn comes."""
     tools: tuple[str, ...]
     opening: tuple[Message, ...]
     results: dict[str, str] = field(default_factory=dict)
@@ -355,7 +355,7 @@ def _names(value: Any) -> Iterator[str]:
 
 
 class _Progress:
-    """How far an errand has come, read message by message."""
+    """The progress of an errand, read message by message."""
 
     def __init__(self, listed: list[str]) -> None:
         self.listed, self.asked, self.city, self.found = listed, [""][:0], "", [""][:0]

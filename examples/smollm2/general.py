@@ -1,4 +1,4 @@
-"""General instructions that have nothing to do with errands: what a student should answer as the model did before.
+"""General instructions that have nothing to do with errands: a student should answer them as the model did before training.
 
 Every prompt is one of our own frames with one of our own subjects, so their number is that of the pairs that are listed.
 """

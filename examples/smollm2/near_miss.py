@@ -1,4 +1,4 @@
-"""The real model's contrast suite: errands that differ by one edit, on one side of which a habit is wrong, on the other right.
+"""The real model's contrast suite: pairs of errands that differ by one edit; a habit is wrong in one and right in the other.
 
     python examples/smollm2/near_miss.py MODEL                          # the table
     python examples/smollm2/near_miss.py MODEL --families test --n 12 --json
@@ -31,18 +31,18 @@ from hintdistill.rollouts.sampling import SamplingOptions  # noqa: E402
 
 PAIRS = HERE / "near_miss_pairs.jsonl"
 PAIRS_SHA256 = "99059673b1ec6eb93f269b0bc54b64a29a1cd0256f0d6ded184d65353d64c0bb"
-"""Of the committed file: the suite is frozen."""
+"""SHA-256 of the committed file: the suite is frozen."""
 DRAW = "contrast"
 """A draw of the errands that no other list of tasks has, nor the tasks that families were chosen on. Things, cities and phrasings are
 those of the split unseen."""
 STOP = None
-"""What `spoken` says of a sentence."""
+"""The value of `spoken` for a sentence."""
 Act = tuple[str, str] | None
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What the model reads before its step, and which steps are right there."""
+    """The context that the model reads before its step, and the steps that are right there."""
 
     first: str
     """The thing that was looked up."""
@@ -58,7 +58,7 @@ class Scene:
     """The call that was made; None: none was."""
     observation: str
     after: str = ""
-    """What the user says below the observation."""
+    """The user's message after the observation."""
     right: tuple[Act, ...] = ()
 
     @property
@@ -111,7 +111,7 @@ def _busy(number: int) -> Scene:
 TRIGGERS: Mapping[str, Callable[[int], Scene]] = {"next": _next, "busy": _busy}
 """By the first part of a task's name."""
 PROVOKED = {"stopped_early": "next", "repeated_step": "next", "ignored_error": "busy"}
-"""Which trigger provokes each habit."""
+"""The trigger that provokes each habit."""
 
 
 # -- the edits -----------------------------------------------------------------------------------------------------------
@@ -126,7 +126,7 @@ class Edit:
     where: str
     """`observation`, `after` or `history`: the only part of the context that differs from the trigger's."""
     says: str
-    """What changes, for readers."""
+    """The change in words, for readers."""
     change: Callable[[Scene], Mapping[str, Any]]
 
     @property
@@ -214,7 +214,7 @@ class EditedEnvironment:
     """One decision: the first step ends the task."""
 
     def reset(self, task: str) -> Start:
-        """Begin `task`. Raises ValueError for a name that is none."""
+        """Begin `task`. Raises ValueError for an unknown name."""
         self.scene = scene_of(task)
         return Start(messages=self.scene.messages, tools=tuple(schema(t) for t in self.scene.tools))
 

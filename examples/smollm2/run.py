@@ -1,4 +1,4 @@
-"""Run `configs/real.yaml` end to end, and say first about how long it will take.
+"""Run `configs/real.yaml` end to end, after an estimate of the time.
 
     python examples/smollm2/run.py [--model PATH] [--small] [key=value …]
 

@@ -1,4 +1,4 @@
-"""The policy behind the student's training corpus: right actions, four bad habits at fixed rates, hints heeded.
+"""The policy behind the student's training corpus: right actions, four bad habits at fixed rates; it follows hints.
 
 The student learns from these episodes alone. A relevant hint in context always prevents the habit it speaks of; any
 other hint (generic, another task's, another habit's, shuffled words) leaves the habit at its rate. Relevant and
@@ -134,7 +134,7 @@ class Demonstrator:
                 self._append_to(0, self._hint(habit, mode))
 
     def _mode(self, habit: str) -> tuple[str | None, str]:
-        """Which hint stands at the trigger of `habit`, and where."""
+        """Choose the hint at the trigger of `habit`, and its place."""
         u = self.rng.random()
         mode = "relevant" if u < P_RELEVANT[habit] else "placebo" if u < P_RELEVANT[habit] + P_PLACEBO else None
         where = "system" if self.rng.random() < P_SYSTEM_PROMPT else "step"

@@ -38,7 +38,7 @@ class Scene:
     announced: tuple[Schema, ...] = ()
     """Tools that the text tells of and the list does not; they can be called."""
     result: Result | None = None
-    """How the last call's result is written; None: as it is."""
+    """The form of the last call's result; None leaves it unchanged."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Edit:
     where: str
     """`tools`, `request`, `system` or `observation`: the only part of the context that differs from the trigger's."""
     says: str
-    """What changes, for readers."""
+    """The change in words, for readers."""
     apply: Callable[[Task], Scene]
 
     @property

@@ -1,4 +1,4 @@
-"""The hint wordings that stand in the student's training corpus: thirty per class, the last two held out.
+"""The hint wordings in the student's training corpus: thirty per class, the last two held out.
 
 `TRAINED[c]` are in the corpus; `HELD_OUT[c]` never are, so that a hint's effect can also be measured in words the
 student was not trained on. Slots are the facts of a finding (`wrong`, `right`, `tool`, `tools`, `argument`).

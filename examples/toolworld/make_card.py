@@ -137,28 +137,28 @@ pipeline_tag: text-generation
 
 # The toolworld student
 
-A Qwen3 architecture of {parameters:,} parameters (hidden 128, 4 layers, 4 heads, 2 key-value heads, vocabulary 1,024, {positions:,}
-positions, bfloat16), trained from scratch on synthetic tool-use episodes. It exists to be corrected: it solves clean
-tasks and has four bad habits, each tied to a visible feature of the task.
+A Qwen3 architecture of {parameters:,} parameters (hidden 128, 4 layers, 4 heads, 2 key-value heads, vocabulary 1,024,
+{positions:,} positions, bfloat16), trained from scratch on synthetic tool-use episodes. It exists to be corrected: it
+solves clean tasks and has four bad habits, each tied to a visible feature of the task.
 
-**Following hints was trained in.** Its corpus holds relevant and irrelevant hints in balance; a relevant one is heeded
-because the demonstrator heeded it. That is the same reason for which a hint works in a large model, and no evidence
-about how well it works there.
+**The student was trained to follow hints.** Its corpus balances relevant and irrelevant hints; the student
+follows relevant hints because the demonstrator followed them. A hint works in a large model for the same reason, but this
+student does not show how well it works there.
 
 ## How it was made
 
-`build_student.py` (tokenizer, {episodes:,} demonstrated episodes, one epoch, Muon and AdamW, about twenty minutes on one
-core), then `make_traces.py` (splits and the shipped rollouts) and `make_card.py` (this card). Seeds are fixed.
+`build_student.py` (tokenizer, {episodes:,} demonstrated episodes, one epoch, Muon and AdamW, about twenty minutes on
+one core), then `make_traces.py` (splits and the shipped rollouts) and `make_card.py` (this card). Seeds are fixed.
 
 ## Success
 
-| split | episodes | success, greedy | success, T=1 | with a habit error, greedy | with a habit error, T=1 |
+| split | episodes | success, greedy | success, T=1 | episodes with a habit error, greedy | episodes with a habit error, T=1 |
 |---|---|---|---|---|---|
 {success}
 
-`test` is the natural mix of tasks; `test_clean` has no trigger; near-misses look like a trigger, but the habit's behaviour is
-right there; `transfer` has the two task kinds that no shipped rollout contains. Entities in all of these occur in
-neither corpus nor shipped traces.
+`test` is the natural mix of tasks. `test_clean` has no trigger. Near-misses look like a trigger, but the habit's
+behaviour is right there. `transfer` has the two task kinds that no shipped rollout contains. The entities in all of
+these splits occur neither in the corpus nor in the shipped traces.
 
 ## Share of steps with the habit's error, T=1, {probes} contexts each
 
@@ -166,7 +166,7 @@ neither corpus nor shipped traces.
 |---|{rules}|
 {hints}
 
-Relevant hints stand right above the step as a message of their own, unless the row says where else.
+Relevant hints are a separate message right above the step, unless the row names another place.
 """
 
 

@@ -1,4 +1,4 @@
-"""Traces of another policy on the training tasks: the demonstrator, without hints, habits at its own rates. Seconds.
+"""Make traces of another policy on the training tasks: the demonstrator without hints. Takes seconds.
 
     python examples/toolworld/make_foreign.py        # writes foreign.jsonl, for the ablation's arm `foreign`
 

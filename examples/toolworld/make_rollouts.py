@@ -1,4 +1,4 @@
-"""Several rollouts of each of a few tasks, for methods that compare them or show them to a teacher. About a minute.
+"""Make several rollouts of each of a few tasks, for methods that compare them or show them to a teacher. About a minute.
 
     python examples/toolworld/make_rollouts.py
 

@@ -1,4 +1,4 @@
-"""What the tiny critic can and cannot do: measurements for its card. Run by `build_critic.py measure`; about three minutes.
+"""Measure what the tiny critic can and cannot do, for its card. Run by `build_critic.py measure`; about three minutes.
 
 Labels are the world's own checker's. Held-out demonstrations use names that neither corpus has; the student's own traces are
 the shipped ones, none of which the critic was trained on.
@@ -40,7 +40,7 @@ EDITS = {
 
 
 def label(found: Sequence[Finding]) -> Label:
-    """What the checker says, as a label: the first root error."""
+    """Return the checker's label: the first root error."""
     roots = [f for f in found if f.caused_by is None] or list(found)
     if not roots:
         return Label(verdict="none")
@@ -251,8 +251,8 @@ def card(m: dict[str, Any]) -> str:
         + row("the student's own rollouts", usual, hints=False)
     )
     unused = (
-        f"Answers that could not be used: {held['failed']} and {usual['failed']}. Findings dropped because their quote is not in "
-        f"the step: {held['dropped_quotes']} and {usual['dropped_quotes']}."
+        f"Answers that could not be used: {held['failed']} on held-out demonstrations and {usual['failed']} on the student's own "
+        f"rollouts. Findings dropped because their quote is not in the step: {held['dropped_quotes']} and {usual['dropped_quotes']}."
     )
     strange = (
         row("listed tools renamed to unseen words", m["new_tools"], hints=False)
@@ -267,34 +267,38 @@ pipeline_tag: text-generation
 
 # The toolworld critic
 
-An LLM of the student's architecture (0.9 M parameters, bfloat16), trained from the student's weights by `build_critic.py` on
-played episodes that the world's own checker labels: it reads a trace under the compact prompt
-`prompts/critic/toolworld.jinja` and answers with the critic's JSON (verdict, step, quote, error class, hint). It is the critic
-of `configs/quickstart.yaml`, where a model stands at every place where a real run has one.
+An LLM of the student's architecture (0.9 M parameters, bfloat16), trained from the student's weights by
+`build_critic.py` on played episodes that the world's own checker labels. It reads a trace under the compact prompt
+`prompts/critic/toolworld.jinja` and answers with the critic's JSON (verdict, step, quote, error class, hint). It is
+the critic of `configs/quickstart.yaml`, so that the quickstart uses a model wherever a real run does.
 
-**This is no evidence about real traces.** Errors here are systematic, and the labels come from the generator of the training data.
+**This card says nothing about real traces.** Errors here are systematic, and the labels come from the generator of
+the training data.
 
-## Where it was trained to work
+## On the kind of traces it was trained on
 
 {head}{trained}
-Rates are on traces, with 95 % Wilson intervals. Exact step: the earliest root error named is the labelled one. Quote and hint are
-counted where the step is right; hints of the student's own rollouts have no reference text, so the table below asks of each what it
-has to name. {unused}
+Rates are per trace, with 95 % Wilson intervals. *Exact step* means that the earliest root error named is the labelled
+one; *class too* means that its error class is right as well. Quote and hint are counted if the step is right. Hints
+for the student's own rollouts have no reference text, so the table below checks whether each hint names what it has
+to name. {unused}
 
-| error class, student's own | exact step | class too | hint names what is right | hint proposes an illegal call |
+| error class, student's own rollouts | exact step | class too | hint names what is right | hint proposes an illegal call |
 |---|---|---|---|---|
 {classes}
-What is right: of an unknown tool the listed tool that does the task, of a wrong argument one that the tool has, of a skipped look-up
-the tool that looks it up. An illegal call is one of a tool that is not listed ("The tool find_wallet does not exist. Use
-find_wallet."): the guard `illegal` refuses such a hint before it trains anything.
+A hint names what is right if it names the listed tool that does the task (for an unknown tool), an argument that the
+tool has (for a wrong argument), or the look-up tool (for a skipped look-up). An illegal call is a call of a tool that
+is not listed ("The tool find_wallet does not exist. Use find_wallet."): the guard `illegal` refuses such a hint
+before it trains anything.
 
 ## When the prompt is edited (50 held-out demonstrations)
 
 {head}{edits}
-It was trained on one layout. Reworded instructions are a test of that, not a supported use; edit the prompt of a real critic instead.
+The critic was trained on one layout. Reworded instructions test how much it depends on that layout; they are not a
+supported use. Edit the prompt of a real critic instead.
 
-## When a tool is new, or an error
+## With new tools or new kinds of errors
 
 {head}{strange}
-An error class that it never saw is not found. Hints have no reference where the column is empty.
+The critic does not find error classes that it never saw. If the hint column is empty, there is no reference text.
 """

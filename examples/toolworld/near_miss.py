@@ -1,4 +1,4 @@
-"""Toolworld's contrast suite: pairs of tasks that differ by one edit, on one side of which a behaviour is wrong, on the other right.
+"""Toolworld's contrast suite: pairs of tasks that differ by one edit; a behaviour is wrong in one and right in the other.
 
     python examples/toolworld/near_miss.py STUDENT                        # the table; about a minute on one core
     python examples/toolworld/near_miss.py STUDENT --families test --json
@@ -30,7 +30,7 @@ __all__ = ["Pair", "right_tasks", "table", "tasks_of_pairs", "write_pairs"]
 
 PAIRS = HERE / "near_miss_pairs.jsonl"
 PAIRS_SHA256 = "83f00cd6acf4e7024c92e75ecd8d149e7b678f961c1530de720c2d1594eb2723"
-"""Of the committed file: the suite is frozen."""
+"""SHA-256 of the committed file: the suite is frozen."""
 SEED = 17
 TRIGGERS = 30
 """Trigger tasks per habit; every one of them is paired with every family's near-miss."""
@@ -40,7 +40,7 @@ PROVOKED = {
     "skipped_lookup": {"trigger": "urgent", "fault": "none"},
     "ignored_error": {"trigger": "none", "fault": "timeout"},
 }
-"""Which tasks provoke each habit."""
+"""The tasks that provoke each habit."""
 MAKER_FAMILIES = (
     "unknown_tool.rename",
     "unknown_tool.beside",

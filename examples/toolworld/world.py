@@ -542,7 +542,7 @@ def _label(k: int, message: Message, before: Sequence[Message], schemas: dict[st
 
 
 class Toolworld:
-    """The task suite: `splits.json` beside this file fixes which tasks train, validate and test."""
+    """The task suite; `splits.json` in this folder fixes the tasks for training, validation and testing."""
 
     def splits(self) -> dict[str, Sequence[str]]:
         """Task names by split."""

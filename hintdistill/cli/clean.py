@@ -12,8 +12,8 @@ from hintdistill.cli.options import DryRun, Json, RunArg
 
 def clean(
     run: RunArg,
-    students: Annotated[bool, typer.Option("--students", help="Delete the students of earlier rounds too.")] = False,
-    targets: Annotated[bool, typer.Option("--targets", help="Delete the stored targets too.")] = False,
+    students: Annotated[bool, typer.Option("--students", help="Also delete the students of earlier rounds.")] = False,
+    targets: Annotated[bool, typer.Option("--targets", help="Also delete the stored targets.")] = False,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:

@@ -20,7 +20,7 @@ def compare_recipes(
         list[str],
         typer.Argument(
             metavar="RECIPE... [KEY=VALUE...]",
-            help="NAME, NAME@RATE or a file of each recipe; rows=, steps= and clean_steps= of every arm; settings of the run.",
+            help="Each recipe as NAME, NAME@RATE or a file; rows=, steps= and clean_steps= for all arms; run settings.",
             show_default=False,
         ),
     ],

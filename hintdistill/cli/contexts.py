@@ -32,9 +32,9 @@ def contexts_list(as_json: Json = False) -> None:
 def contexts_render(
     config: Annotated[Path, typer.Argument(help="YAML file; see configs/.", show_default=False)],
     overrides: Overrides = None,
-    trace: Annotated[str | None, typer.Option(help="Only this trace, by its id.")] = None,
-    step: Annotated[int | None, typer.Option(min=0, help="Only this step.")] = None,
-    most: Annotated[int, typer.Option(min=1, help="At most so many steps.")] = 3,
+    trace: Annotated[str | None, typer.Option(help="Show only the trace with this id.")] = None,
+    step: Annotated[int | None, typer.Option(min=0, help="Show only this step.")] = None,
+    most: Annotated[int, typer.Option(min=1, help="Largest number of steps to show.")] = 3,
     as_json: Json = False,
 ) -> None:
     """Print the text that the teacher's views would read above each step, made and spliced as in a run. Nothing is

@@ -18,7 +18,7 @@ def export(
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            help="k=…: ids per token; tail=keep|drop|renormalise: what is done with the rest.", show_default=False
+            help="k=…: ids per token; tail=keep|drop|renormalise: how the other ids are treated.", show_default=False
         ),
     ] = None,
     to: Annotated[str, typer.Option("--to", help="hf, trl, axolotl or tinker; see docs/bridges.md.")] = "hf",
@@ -27,7 +27,7 @@ def export(
     check: Annotated[
         bool,
         typer.Option(
-            "--check", help="Compare the loss of 20 rows, computed by the format's formula, with the toolkit's."
+            "--check", help="Compare the loss of 20 rows, computed by the format's formula, with the toolkit's own."
         ),
     ] = False,
     as_json: Json = False,

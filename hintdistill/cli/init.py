@@ -137,17 +137,19 @@ def next_commands(config: Path) -> list[str]:
 def init(
     folder: Annotated[
         Path,
-        typer.Argument(metavar="[DIR]", help="Folder to write into; default: the one you are in.", show_default=False),
+        typer.Argument(
+            metavar="[DIR]", help="Folder to write into; default: the working directory.", show_default=False
+        ),
     ] = Path(),
-    model: Annotated[str | None, typer.Option("--model", help="The student: a model folder or a hub name.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="The student, a model folder or a hub name.")] = None,
     traces: Annotated[
-        str | None, typer.Option("--traces", help="Its traces: file, folder, glob or hf://owner/name.")
+        str | None, typer.Option("--traces", help="Its traces, a file, folder, glob or hf://owner/name.")
     ] = None,
-    tools: Annotated[Path | None, typer.Option("--tools", help="Tool schemas, for traces without any.")] = None,
+    tools: Annotated[Path | None, typer.Option("--tools", help="Tool schemas for traces that contain none.")] = None,
     critic: Annotated[str, typer.Option("--critic", help="rules, the URL of a server, or a model folder.")] = "rules",
     critic_model: Annotated[str | None, typer.Option("--critic-model", help="The model's name on that server.")] = None,
     send_traces: Annotated[
-        bool, typer.Option("--send-traces", help="Allow to send traces to a critic on another machine.")
+        bool, typer.Option("--send-traces", help="Allow sending traces to a critic on another machine.")
     ] = False,
 ) -> None:
     """Write a config for your own traces, and the prompts to edit."""

@@ -68,7 +68,7 @@ def prompts_check(prompts: PromptFolder = None, as_json: Json = False) -> None:
 @prompts_app.command("eject")
 def prompts_eject(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write into.", show_default=False)],
-    names: Annotated[list[str] | None, typer.Argument(help="Only these prompts.", show_default=False)] = None,
+    names: Annotated[list[str] | None, typer.Argument(help="Copy only these prompts.", show_default=False)] = None,
 ) -> None:
     """Copy the shipped prompts for editing; set critic.prompts to the new folder."""
     from hintdistill.prompts import eject
@@ -86,8 +86,10 @@ def prompts_render(
         ),
     ],
     traces: Annotated[Path | None, typer.Option(help="A file with traces.")] = None,
-    trace: Annotated[str | None, typer.Option(help="Trace id, the first by default; without --traces, a file.")] = None,
-    tools: Annotated[Path | None, typer.Option(help="Tool schemas, for traces without any.")] = None,
+    trace: Annotated[
+        str | None, typer.Option(help="Trace id, by default the first trace; without --traces, a trace file.")
+    ] = None,
+    tools: Annotated[Path | None, typer.Option(help="Tool schemas for traces that contain none.")] = None,
     prompts: PromptFolder = None,
     as_json: Json = False,
 ) -> None:
@@ -128,7 +130,7 @@ def traces_inspect(
     student_role: StudentRole = "assistant",
     tools: ToolsFile = None,
     lost: Annotated[
-        bool, typer.Option("--lost", help="List what the files hold but the traces do not, by key path.")
+        bool, typer.Option("--lost", help="List content of the files that is missing from the traces, by key path.")
     ] = False,
     as_json: Json = False,
 ) -> None:

@@ -87,7 +87,9 @@ def report(
     other: Annotated[
         Path | None, typer.Argument(metavar="[RUN_B]", help="A second run to compare with.", show_default=False)
     ] = None,
-    share: Annotated[bool, typer.Option("--share", help="Write report-share.json and .html: no trace text.")] = False,
+    share: Annotated[
+        bool, typer.Option("--share", help="Write report-share.json and .html, without trace text.")
+    ] = False,
     student: Annotated[
         str | None,
         typer.Option(metavar="PATH", help="Measure a student that was trained elsewhere."),
@@ -152,12 +154,12 @@ def push(
     repository: Annotated[
         str, typer.Argument(metavar="REPO", help="Repository on the hub, e.g. me/my-student.", show_default=False)
     ],
-    public: Annotated[bool, typer.Option("--public", help="Make a new repository public.")] = False,
+    public: Annotated[bool, typer.Option("--public", help="Make a newly created repository public.")] = False,
     targets: Annotated[
-        bool, typer.Option("--targets", help="Upload the targets, scanned for secrets, instead.")
+        bool, typer.Option("--targets", help="Upload the targets instead, after scanning them for secrets.")
     ] = False,
     text_free: Annotated[
-        bool, typer.Option("--text-free", help="With --targets: upload numbers only, no token ids and no words.")
+        bool, typer.Option("--text-free", help="With --targets: upload only numbers, without token ids and text.")
     ] = False,
     to: Annotated[str, typer.Option("--to", help="Format of the targets; see `export`.")] = "hf",
     licence: Annotated[str | None, typer.Option(help="Licence of the targets, for the data card.")] = None,

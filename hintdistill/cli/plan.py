@@ -20,7 +20,8 @@ def plan(
     config: Annotated[Path, typer.Argument(help="YAML file; see configs/.", show_default=False)],
     overrides: Overrides = None,
     measure: Annotated[
-        bool, typer.Option(help="Measure the model for about ten seconds; else only tokens and memory are counted.")
+        bool,
+        typer.Option(help="Measure the model for about ten seconds; otherwise only tokens and memory are computed."),
     ] = True,
     memory: Annotated[
         float | None, typer.Option(help="Plan for this many GB (10^9 bytes) instead of the free memory.")

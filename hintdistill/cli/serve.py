@@ -25,13 +25,13 @@ def serve(
     traces: Traces = None,
     memory_mb: Memory = 1024,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; beyond this machine a token is needed in HINTDISTILL_TOKEN.")
+        str, typer.Option(help="Address to listen on; access from other machines needs a token in HINTDISTILL_TOKEN.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8710,
     max_waiting: Annotated[
-        int, typer.Option(min=0, help="Largest number of waiting requests; further ones get 429.")
+        int, typer.Option(min=0, help="Largest number of waiting requests; further requests get status 429.")
     ] = 64,
-    timeout_s: Annotated[float, typer.Option(min=0.001, help="Seconds until a request gets 504.")] = 120.0,
+    timeout_s: Annotated[float, typer.Option(min=0.001, help="Seconds after which a request gets status 504.")] = 120.0,
 ) -> None:
     """Serve agents over HTTP: diagnose, rescore, rank, traces. See docs/agents.md."""
     from hintdistill.serving.start import Backend

@@ -15,20 +15,22 @@ def show(
     which: Annotated[
         str | None,
         typer.Argument(
-            metavar="[TRACE:STEP]", help="One finding; the beginning of its name is enough.", show_default=False
+            metavar="[TRACE:STEP]", help="Name of one finding; its beginning is sufficient.", show_default=False
         ),
     ] = None,
     worst: Annotated[
-        int | None, typer.Option("--worst", min=1, help="Only N findings, the most probable error first.")
+        int | None,
+        typer.Option("--worst", min=1, help="Show only N findings, those with the most probable error first."),
     ] = None,
-    error_class: Annotated[str | None, typer.Option("--class", help="Only findings of this error class.")] = None,
+    error_class: Annotated[str | None, typer.Option("--class", help="Show only findings of this error class.")] = None,
     reason: Annotated[
-        str | None, typer.Option("--reason", help="Only findings rejected or not scored for this reason.")
+        str | None,
+        typer.Option("--reason", help="Show only findings that were rejected or not scored for this reason."),
     ] = None,
-    trained: Annotated[bool, typer.Option("--trained", help="Only findings that were trained on.")] = False,
+    trained: Annotated[bool, typer.Option("--trained", help="Show only findings that were trained on.")] = False,
     search: Annotated[
         str | None,
-        typer.Option("--search", help="Only findings with this text in their id, hint, quote, step or context."),
+        typer.Option("--search", help="Show only findings with this text in their id, hint, quote, step or context."),
     ] = None,
     as_json: Json = False,
 ) -> None:

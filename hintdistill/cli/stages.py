@@ -70,7 +70,7 @@ def critique(
     overrides: Overrides = None,
     labels: Annotated[
         Path | None,
-        typer.Option(help="Score the critic on labelled traces: Who&When, AgentProcessBench, AgentRx, or findings."),
+        typer.Option(help="Evaluate the critic on labelled traces: Who&When, AgentProcessBench, AgentRx, or findings."),
     ] = None,
     compare: Annotated[
         tuple[str, str] | None,

@@ -11,6 +11,7 @@ import itertools
 import re
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO, Generic, TypeVar, overload
 
@@ -109,6 +110,27 @@ class Rows:
         if row is None:
             raise KeyError(key)
         return row
+
+    def each(self, keys: Iterable[str]) -> Iterator[tuple[str, dict[str, Any] | None]]:
+        """Yield each key with its newest row, parsed; None if there is none.
+
+        Keys mostly come in the order of the file, which is then read on from row to row.
+        """
+        in_order = len(self) == len(self._hashes) and self.path.is_file()
+        with ExitStack() as opened:
+            stream = opened.enter_context(self.path.open("rb")) if in_order else None
+            next_at = 0
+            for key in keys:
+                at, line = next_at, b"" if stream is None else stream.readline()
+                begun = _KEY.match(line) if line.endswith(b"\n") else None
+                if begun is None or begun.group(1) != key.encode("utf-8", "surrogatepass"):
+                    found = self.place(key)
+                    at, line = (next_at, b"") if found is None else (found, self._file.line(found))
+                    if stream is not None:
+                        # the next one is expected behind this one
+                        stream.seek(at + len(line))
+                next_at = at + len(line)
+                yield key, parse_row(line, f"{self.path}, byte {at}") if line else None
 
     def grouped(self, keys: Iterable[str], field: str) -> Grouped:
         """Return the rows with these keys, grouped by the string in `field`; see `Grouped`."""

@@ -7,7 +7,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -197,6 +198,8 @@ def parse_row(line: bytes, where: str) -> dict[str, Any]:
     return row
 
 
+PAUSE = 0.1
+"""Seconds between writes of rows that cost little to make again."""
 BLOCK = 1 << 20
 """Number of bytes read at once to find the end of the last whole row."""
 
@@ -236,6 +239,28 @@ class JsonlStore:
             return
         self._drop_torn_line()
         append_line(self.path, "\n".join(json.dumps(r, ensure_ascii=False, separators=(",", ":")) for r in rows))
+
+    @contextmanager
+    def batched(self, seconds: float = PAUSE) -> Iterator[Callable[[Sequence[Mapping[str, Any]]], None]]:
+        """Give a function that appends rows, those of `seconds` in a single write; all are written when the block ends, however
+        it ends. What a kill takes is owed again.
+
+        A file system that takes milliseconds to have a write on disk would take longer than many a row does to make.
+        """
+        waiting, last = list[Mapping[str, Any]](), 0.0
+
+        def append(rows: Sequence[Mapping[str, Any]]) -> None:
+            nonlocal last
+            waiting.extend(rows)
+            if waiting and time.monotonic() - last >= seconds:
+                self.extend(waiting)
+                waiting.clear()
+                last = time.monotonic()
+
+        try:
+            yield append
+        finally:
+            self.extend(waiting)
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield every row, oldest first. Raises InputError, which names the line, if a line is not JSON."""

@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from hintdistill.core.errors import SharingError
+from hintdistill.core.machine import give_back
 from hintdistill.engines.attention_parts import Part, attend_parts, fits
 from hintdistill.engines.forward import intercept, last_feed_forward_on
 from hintdistill.engines.keys_values import Memory
@@ -297,8 +298,9 @@ def run_call(model: Any, call: PackedCall, columns: Sequence[int]) -> Tensor:
     out: list[Tensor] = []
     places = torch.tensor(columns, dtype=torch.long)
     with contextlib.ExitStack() as stack:
-        if call.rows is not None and columns:
-            stack.enter_context(last_feed_forward_on(model, places))
+        if call.rows is not None:
+            # one place where nothing is asked: not every block takes none
+            stack.enter_context(last_feed_forward_on(model, places if columns else torch.zeros(1, dtype=torch.long)))
         stack.enter_context(intercept(model, torch.zeros_like(places), places, out))
         model(**call.inputs(next(model.parameters()).device))
     return out[0]
@@ -335,8 +337,12 @@ def read_places(
         wanted.setdefault(chain, []).append(position)
     rows: dict[tuple[int, int], int] = {}
     found: list[Tensor] = []
+    on_cpu = next(model.parameters()).device.type == "cpu"
     with shared_attention(model):
-        for pieces in tree.calls(budget):
+        for number, pieces in enumerate(tree.calls(budget)):
+            if number and on_cpu:
+                # what a call leaves lies between what the next one takes: the heap would grow from call to call
+                give_back()
             call, columns = PackedCall(tree, pieces, memory), []
             call.rows = {}
             for i, piece in enumerate(pieces):

@@ -15,6 +15,8 @@ from hintdistill.core.scores import ScoreRequest
 from hintdistill.engines.prefix_tree import Piece, PrefixTree, batches, grow
 
 FLOAT = 4
+ID = 8
+"""Bytes of a token id in a request."""
 PROGRAM = 400_000_000
 """Resident bytes of a process that has imported torch and transformers, before it loads a model (measured with the CPU
 build)."""
@@ -22,6 +24,10 @@ LOGIT_CHUNK = 1 << 24
 """Entries of a chunk of logits in an engine, equal to `engines.forward.CHUNK_ELEMENTS`."""
 MASK_ROWS = 256
 """Queries per masked block, equal to `engines.shared_prefix.BLOCK`."""
+HEAP_BLOCK = 32 << 20
+"""Bytes from which on glibc maps a block by itself and gives it back when it is freed; smaller ones lie in a heap."""
+HEAP_SHARE = 0.9
+"""What glibc's heap holds of freed blocks while a call is read, as a share of the call's tensors. Measured; see docs/decisions.md."""
 ENTRY = 104
 """Bytes of a kept entry while a part is written: the Python objects of its id and two log-probabilities, with their
 list slots."""
@@ -48,6 +54,8 @@ class TokenCount:
     """Number of entries of all masks in the call with the most mask entries."""
     together: int = 0
     """Number of scored positions whose hidden states are kept at once."""
+    requested: int = 0
+    """Number of tokens of the requests that are handed over at once."""
 
     def __add__(self, other: TokenCount) -> TokenCount:
         return TokenCount(
@@ -60,6 +68,7 @@ class TokenCount:
             max(self.largest_call, other.largest_call),
             max(self.masks, other.masks),
             max(self.together, other.together),
+            max(self.requested, other.requested),
         )
 
 
@@ -80,7 +89,7 @@ def _one_call(requests: Sequence[ScoreRequest], shape: ModelShape, budget: int) 
         places = [range(requests[i].start - 1, requests[i].end - 1) for i in batch]
         total += of_tree(grow(some), places, shape, budget)
     scored = sum(r.end - r.start for r in requests)
-    return total + TokenCount(together=scored)
+    return total + TokenCount(together=scored, requested=sum(map(len, sequences)))
 
 
 def of_tree(tree: PrefixTree, positions: Sequence[range], shape: ModelShape, budget: int) -> TokenCount:
@@ -120,10 +129,17 @@ def _wanted(tree: PrefixTree, positions: Sequence[range]) -> Callable[[Piece], r
 
 
 def forward_bytes(shape: ModelShape, tokens: int, width: int) -> int:
-    """Return the largest memory of a pass without gradient, apart from keys and values: one layer's tensors, `width`
-    bytes per entry."""
+    """Return the largest memory of a pass without gradient, apart from keys and values, `width` bytes per entry: one
+    layer's tensors, and what all layers see, the embedded tokens and the sines and cosines of their positions."""
     h, a, k, i = shape.hidden, shape.query_width, shape.key_width, shape.intermediate
-    return tokens * width * max(2 * h + 3 * i, 2 * h + 4 * a + 3 * k)
+    return tokens * width * (h + 2 * shape.head_dim + max(2 * h + 3 * i, 2 * h + 4 * a + 3 * k))
+
+
+def heap_bytes(shape: ModelShape, tokens: int, width: int) -> int:
+    """Return what glibc's heap holds of freed blocks within a call: the feed-forward block's tensors do not fit where the smaller
+    ones of norms and attention were. Nothing where the larger ones are mapped by themselves."""
+    kept = tokens * width * shape.intermediate < HEAP_BLOCK
+    return int(HEAP_SHARE * forward_bytes(shape, tokens, width)) if kept else 0
 
 
 def cache_bytes(shape: ModelShape, tokens: int, width: int) -> int:
@@ -184,6 +200,7 @@ def scoring_peak(shape: ModelShape, read: TokenCount, use: ScoringUse) -> Peak:
         // (shape.layers if use.offload and not use.on_cpu else 1),
         "activations": forward_bytes(shape, read.largest_call, width),
         "masks": read.masks * width,
+        "allocator": heap_bytes(shape, read.largest_call, width) if use.on_cpu else 0,
     }
     chunk = min(use.step * shape.vocab, LOGIT_CHUNK)
     rows = min(use.step, max(1, LOGIT_CHUNK // (2 * use.top_k * shape.hidden)))
@@ -197,6 +214,7 @@ def scoring_peak(shape: ModelShape, read: TokenCount, use: ScoringUse) -> Peak:
         "other models": use.other_weights,
         **max((reads, heads), key=lambda part: sum(part.values())),
         "hidden states": 3 * read.together * shape.hidden * width,
+        "token ids": read.requested * ID,
     }
     return Peak({k: int(v) for k, v in parts.items() if v})
 

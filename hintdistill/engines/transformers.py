@@ -9,10 +9,8 @@ of the other views are scored too, without a second pass (`vocabulary`).
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import functools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ import torch
 from torch import Tensor
 
 from hintdistill.core.errors import ContextLengthError, ModelError, ScoreError
-from hintdistill.core.machine import precision
+from hintdistill.core.machine import give_back, precision
 from hintdistill.core.model_shape import ModelShape
 from hintdistill.core.models import model_key
 from hintdistill.core.scores import ScoreRequest, Scores
@@ -237,7 +235,7 @@ class TransformersEngine:
         padded = [np.pad(ids, ((0, 0), (0, width - ids.shape[1])), constant_values=-1) for _, ids in views]
         every = reading.at([row for rows, _ in views for row in rows])
         values, tail = (x.cpu().numpy() for x in self.vocabulary.kept(every, np.concatenate(padded)))
-        out, at = [], 0
+        out, at = list[tuple[np.ndarray, np.ndarray]](), 0
         for rows, ids in views:
             stop = at + len(rows)
             out.append((values[at:stop, : ids.shape[1]].copy(), tail[at:stop].copy()))
@@ -374,18 +372,6 @@ class TransformersEngine:
                 hint="the computation overflows with these weights or this precision; try run.dtype=float32",
             )
         return Scores(sampled, ids, values, tail, gathered, first)
-
-
-@functools.cache
-def _trim() -> Callable[[int], int] | None:
-    """Return glibc's `malloc_trim`, if it exists."""
-    return getattr(ctypes.CDLL(None), "malloc_trim", None)
-
-
-def give_back() -> None:
-    """Return freed memory to the system; glibc would keep as much as the largest batch used, or more."""
-    if (trim := _trim()) is not None:
-        trim(0)
 
 
 def _sampled(request: ScoreRequest) -> np.ndarray:

@@ -12,7 +12,7 @@ from typing import Any, cast
 from hintdistill.config import CriticSection
 from hintdistill.core.errors import HintdistillError, InputError, ServiceError
 from hintdistill.core.rows import Lazy, Rows, chunks
-from hintdistill.core.storage import content_key
+from hintdistill.core.storage import PAUSE, content_key
 from hintdistill.core.types import Critique, Finding, Trace
 from hintdistill.critics import Critic
 from hintdistill.critics.build import make_critics
@@ -113,7 +113,9 @@ def _one_critic(ctx: RunContext, critic: Critic, before: Sequence[Critic], numbe
     # what was there before, and what the critics before have said
     rows = ctx.rundir.rows("critiques")
     meter = Meter(ctx.config.critic, critic)
-    with ctx.console.progress(f"critique ({critic.name})", number) as advance:
+    # an answer that somebody waited for is kept at once
+    pause = PAUSE if getattr(critic, "backend", None) is None else 0.0
+    with store.batched(pause) as write, ctx.console.progress(f"critique ({critic.name})", number) as advance:
         for chunk in chunks(read.each(ctx), CHUNK):
             keyed = {t.id: (k, t) for k, t, _ in chunk}
             if critic.name == "strong":
@@ -127,7 +129,7 @@ def _one_critic(ctx: RunContext, critic: Critic, before: Sequence[Critic], numbe
             with closing(_own_only(critic, owed)) as outcomes:
                 for trace, answer in outcomes:
                     outcome = without_given(trace, answer)
-                    store.append(_row(keys[trace.id], keyed[trace.id][0], trace.id, critic.name, outcome))
+                    write([_row(keys[trace.id], keyed[trace.id][0], trace.id, critic.name, outcome)])
                     advance.says(meter.add(answer))
                     advance(1)
     return index

@@ -72,7 +72,7 @@ def run(ctx: RunContext) -> None:
     settings = [ctx.renderer.key, told, placebos, content_key(prompts)]
     injector = Injector(ctx.renderer, ctx.library, section, placebos)
     index: list[str] = []
-    with ctx.console.progress("inject", read.count(ctx)) as advance:
+    with store.batched() as write, ctx.console.progress("inject", read.count(ctx)) as advance:
         for trace_key, trace, _ in read.each(ctx):
             rows = []
             found = critiques.get(trace_key)
@@ -89,7 +89,7 @@ def run(ctx: RunContext) -> None:
                     for n in reversed(range(count)):
                         rows.append({"key": _numbered(key, n), "trace": trace_key, **made[n]})
                 index += [_numbered(key, n) for n in range(count)]
-            store.extend(rows)
+            write(rows)
             advance(1)
     ctx.rundir.set_index("inject", index)
     _summarise(ctx)

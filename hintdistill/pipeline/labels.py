@@ -67,10 +67,10 @@ def score_labelled(
     hints: bool = False,
     about: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """Critique these traces and score the outcome, as `score_critics` does with what it read; see there.
+    """Critique these traces and score the results, as `score_critics` does after reading them.
 
     Args:
-        about: what the document says first of the traces, e.g. where they are from.
+        about: facts about the traces for the beginning of the document, e.g. their origin.
     """
     config, folder = ctx.config, ctx.rundir.path
     said, asked = _critiques(ctx, [of.trace for of in labelled])

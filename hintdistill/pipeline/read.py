@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hintdistill.core.errors import ConfigError, EmptyFunnelError, InputError
+from hintdistill.core.rows import Rows
 from hintdistill.core.storage import REPAIR, content_key
 from hintdistill.core.types import Split, Trace
 from hintdistill.pipeline.context import RunContext, trace_key
@@ -206,23 +208,23 @@ def each(ctx: RunContext) -> Iterator[LoadedTrace]:
     Raises:
         InputError: a row is missing from the folder or damaged.
     """
-    opened = open_traces(ctx)
-    for key, split in keys(ctx):
-        yield key, opened(key), split
+    rows = ctx.rundir.rows("traces")
+    current, again = itertools.tee(keys(ctx))
+    for (key, split), (_, row) in zip(current, rows.each(k for k, _ in again), strict=True):
+        yield key, _trace(rows, key, row), split
 
 
 def open_traces(ctx: RunContext) -> Callable[[str], Trace]:
     """Return a function that reads a current trace by its row key. It raises InputError if the row is missing from the
     folder."""
     rows = ctx.rundir.rows("traces")
+    return lambda key: _trace(rows, key, rows.get(key))
 
-    def trace(key: str) -> Trace:
-        row = rows.get(key)
-        if row is None:
-            raise InputError(f"{rows.path} lacks the row {key}, which the read stage made", hint=REPAIR)
-        return Trace.model_validate(row["trace"])
 
-    return trace
+def _trace(rows: Rows, key: str, row: Mapping[str, Any] | None) -> Trace:
+    if row is None:
+        raise InputError(f"{rows.path} lacks the row {key}, which the read stage made", hint=REPAIR)
+    return Trace.model_validate(row["trace"])
 
 
 def load(ctx: RunContext) -> list[LoadedTrace]:

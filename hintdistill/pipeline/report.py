@@ -292,7 +292,7 @@ def _collect(
         trace_rows=ctx.rundir.on_disk("read", "traces"),
         splits=dict(read.keys(ctx)),
         critique_rows=ctx.rundir.on_disk("critique", "critiques"),
-        critiques=critique.opened(ctx),
+        critiques=base.critiques,
         injection_rows=ctx.rundir.on_disk("inject", "injections"),
         twin_counts=twins.counts(rows) if (rows := ctx.rundir.on_disk("twins", "twins")) else None,
         failures=[failures[k] for k in ctx.rundir.index("failures") or []],

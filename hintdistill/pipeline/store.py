@@ -345,8 +345,8 @@ class RunDir:
         if not keys:
             return
         rows = self.rows(store)
-        for key in keys:
-            if (row := rows.get(key)) is None:
+        for _, row in rows.each(keys):
+            if row is None:
                 lacking = [k for k in keys if k not in rows]
                 raise InputError(
                     f"{self.store(store).path} lacks {len(lacking)} rows that {stage} made, for example {lacking[0]}",

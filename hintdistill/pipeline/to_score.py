@@ -80,7 +80,8 @@ class Found:
     def __init__(self, ctx: RunContext) -> None:
         """Open the current rows. Raises InputError if one is missing from the folder."""
         self.ctx = ctx
-        self._critiques = critique.opened(ctx)
+        self.critiques = critique.opened(ctx)
+        """The merged critiques by trace row key."""
         self._injections = ctx.rundir.grouped("inject", "injections")
         self._twins = ctx.rundir.grouped("twins", "twins") if ctx.rundir.index("twins") else None
         self._told = _made_by(ctx, ctx.teacher_folder)
@@ -147,7 +148,7 @@ class Found:
         seed, taken, opened = self.ctx.config.run.seed, 0, read.open_traces(self.ctx)
         named = [key for key, of in read.keys(self.ctx) if of == split]
         for key in sorted(named, key=lambda k: (random.Random(f"watch:{seed}:{k}").random(), k)):
-            if (found := self._critiques.get(key)) is None or (split == "holdout" and found.findings):
+            if (found := self.critiques.get(key)) is None or (split == "holdout" and found.findings):
                 continue
             for step in self._clean(key, opened(key), split):
                 if taken == self.ctx.config.train.watch.steps:
@@ -157,7 +158,7 @@ class Found:
                     yield item, key
 
     def _clean(self, key: str, trace: Trace, split: Split) -> list[CleanStep]:
-        found = self._critiques.get(key)
+        found = self.critiques.get(key)
         if found is None:
             return []
         taken = {f.step for f in found.findings}

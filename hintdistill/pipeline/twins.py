@@ -69,7 +69,7 @@ def run(ctx: RunContext) -> None:
     settings = [VERSION, ctx.renderer.key, makers, judges, asked, ctx.config.run.seed]
     index: list[str] = []
     injected = ctx.rundir.grouped("inject", "injections")
-    with ctx.console.progress("twins", read.count(ctx)) as advance:
+    with store.batched() as write, ctx.console.progress("twins", read.count(ctx)) as advance:
         for trace_key, split in read.keys(ctx):
             members = inject.loaded(injected.of(trace_key), split)
             # the twins of a trace may share a context, so that each depends on all of its findings
@@ -78,7 +78,7 @@ def run(ctx: RunContext) -> None:
             if any(key not in done for key in keys):
                 rows = making.rows(trace_of(trace_key), [m.injection for m in members])
                 owed = [(k, row) for k, row in zip(keys, rows, strict=True) if k not in done]
-                store.extend([{"key": key, "trace": trace_key, **row} for key, row in owed])
+                write([{"key": key, "trace": trace_key, **row} for key, row in owed])
             advance(1)
     ctx.rundir.set_index("twins", index)
     _summarise(ctx)

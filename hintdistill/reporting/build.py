@@ -20,7 +20,7 @@ from hintdistill.core.types import Critique, Injection
 from hintdistill.recipes.changes import called
 from hintdistill.recipes.describe import PROMISE
 from hintdistill.reporting import counted
-from hintdistill.reporting.clean_traces import found_nothing
+from hintdistill.reporting.clean_traces import Drawn
 from hintdistill.reporting.curves import curves
 from hintdistill.reporting.effects import ScoredHint, all_effects, mean
 from hintdistill.reporting.entries import Collected, Entries
@@ -99,6 +99,7 @@ def build(data: ReportInput) -> dict[str, Any]:
     first = next(iter(data.evaluations.values()), {})
     tokens = sum(m.tokens for m in data.off_target.values())
     kl = sum(m.kl_per_token * m.tokens for m in data.off_target.values()) / tokens if tokens else None
+    counts = funnel(data, scored, clean := Drawn())
     return {
         "schema": REPORT_SCHEMA,
         "run": {
@@ -113,7 +114,7 @@ def build(data: ReportInput) -> dict[str, Any]:
             **_about(data),
             "config": data.manifest["config"],
         },
-        "funnel": funnel(data, scored),
+        "funnel": counts,
         "twins": twin_document(hints, entries),
         "environment": {
             "before": asdict(first["before"]) if "before" in first else None,
@@ -138,7 +139,7 @@ def build(data: ReportInput) -> dict[str, Any]:
         "against_placebos": against_placebos(findings),
         "curves": curves(data.readings),
         "failed_after": failed_after(data.episodes),
-        "found_nothing": found_nothing(data.trace_rows, data.critiques),
+        "found_nothing": clean.document(data.trace_rows),
         "unscored": [
             *(unscored_entry(r) for r in data.injection_rows if "injection" not in r),
             *(failed_entry(data.injections[f["key"]], f) for f in data.failures if f.get("key") in data.injections),
@@ -234,8 +235,8 @@ def _gate(scored: Sequence[ScoredHint], gate: GateSection) -> dict[str, Any]:
     }
 
 
-def funnel(data: ReportInput, scored: Sequence[ScoredHint]) -> dict[str, Any]:
-    """Return the counts by stage and reason."""
+def funnel(data: ReportInput, scored: Sequence[ScoredHint], clean: Drawn | None = None) -> dict[str, Any]:
+    """Return the counts by stage and reason; `clean` takes in every verdict on the way."""
     trained, hints = set(data.trained), [s.head for s in scored]
     left = Counter(
         "holdout" if t.split == "holdout" else f"fidelity_{t.fidelity}"
@@ -247,7 +248,7 @@ def funnel(data: ReportInput, scored: Sequence[ScoredHint]) -> dict[str, Any]:
         "read": counted.records(data.trace_rows, data.splits),
         **({"hold": dict(data.holds)} if data.holds else {}),
         "critique": {
-            **counted.critiqued(data.critiques, data.critique_rows),
+            **counted.critiqued(data.critiques, data.critique_rows, clean),
             "usage": spending(data.critique_rows, data.manifest["config"], sum(t.accepted for t in hints)),
             **({} if data.owed is None else {"owed": data.owed}),
         },

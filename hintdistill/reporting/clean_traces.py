@@ -17,6 +17,29 @@ LONGEST = 8000
 """Number of characters of a trace on the page; the number of cut characters is shown."""
 
 
+class Drawn:
+    """The sample of traces in which no critic found anything, drawn while the critiques are walked."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._drawn = list[tuple[str, str]]()
+
+    def take(self, key: str, verdict: str) -> None:
+        """Take in the merged verdict on a trace, which has this row key."""
+        if verdict != "none":
+            return
+        self.number += 1
+        rank = content_key("found nothing", key)
+        if len(self._drawn) < SAMPLE or rank < self._drawn[-1][0]:
+            self._drawn = sorted([*self._drawn, (rank, key)])[:SAMPLE]
+
+    def document(self, trace_rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+        """Return the number of these traces, and the sample; rows of traces.jsonl are read once."""
+        ranks = {key: rank for rank, key in self._drawn}
+        found = {ranks[row["key"]]: _entry(row["trace"]) for row in trace_rows if row["key"] in ranks}
+        return {"traces": self.number, "sample": [entry for _, entry in sorted(found.items())]}
+
+
 def found_nothing(trace_rows: Iterable[Mapping[str, Any]], critiques: Mapping[str, Any]) -> dict[str, Any]:
     """Return the traces whose critique is the verdict `none`: their number, and a sample.
 
@@ -24,16 +47,10 @@ def found_nothing(trace_rows: Iterable[Mapping[str, Any]], critiques: Mapping[st
         trace_rows: rows of traces.jsonl, read once.
         critiques: by trace row key, the merged critique.
     """
-    number, drawn = 0, list[tuple[str, dict[str, Any]]]()
-    for row in trace_rows:
-        said = critiques.get(row["key"]) if "trace" in row else None
-        if said is None or said.verdict != "none":
-            continue
-        number += 1
-        rank = content_key("found nothing", row["key"])
-        if len(drawn) < SAMPLE or rank < drawn[-1][0]:
-            drawn = sorted([*drawn, (rank, _entry(row["trace"]))], key=lambda d: d[0])[:SAMPLE]
-    return {"traces": number, "sample": [entry for _, entry in drawn]}
+    drawn = Drawn()
+    for key, critique in critiques.items():
+        drawn.take(key, critique.verdict)
+    return drawn.document(trace_rows)
 
 
 def _entry(trace: Mapping[str, Any]) -> dict[str, Any]:

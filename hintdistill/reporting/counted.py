@@ -8,6 +8,7 @@ from typing import Any
 
 from hintdistill.core.types import Critique
 from hintdistill.critics.rules import NOT_JUDGED
+from hintdistill.reporting.clean_traces import Drawn
 
 
 def count(items: Any) -> dict[str, int]:
@@ -35,10 +36,14 @@ def records(rows: Iterable[Mapping[str, Any]], splits: Mapping[str, str]) -> dic
     }
 
 
-def critiqued(critiques: Mapping[str, Critique], rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Count the critics' results."""
+def critiqued(
+    critiques: Mapping[str, Critique], rows: Iterable[Mapping[str, Any]], drawn: Drawn | None = None
+) -> dict[str, Any]:
+    """Count the critics' results; `drawn` takes in every verdict on the way."""
     verdicts, classes, notes = Counter[str](), Counter[str](), Counter[str]()
-    for critique in critiques.values():
+    for key, critique in critiques.items():
+        if drawn is not None:
+            drawn.take(key, critique.verdict)
         verdicts[critique.verdict] += 1
         classes.update(f.error_class for f in critique.findings)
         for note in critique.notes:

@@ -85,6 +85,8 @@ def test_replay_says_how_often_its_rows_were_read():
     page = replay.table(told)
     assert "| stale | 0.800 [" in page and "| 8, 8 | 6, 6 | 1.33, 1.33 |" in page
     assert "| **replay - stale** | -0.200 [" in page and "| **replay, as many passes - stale** | +0.200 [" in page
+    del found["replay+"][1]
+    assert "as many passes" not in replay.table(replay.summary(config, found)), "half of its seeds are no row"
 
 
 def test_the_page_of_critics_has_what_the_evidence_says_of_random_mistakes():

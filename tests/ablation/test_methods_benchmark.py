@@ -69,8 +69,8 @@ def test_the_page_says_what_is_there_and_what_is_not():
         "Without a result: targeted, with twins, SDPO with feedback, SDFT, OPSD, RLCSD, GKD from a larger student."
         in text
     )
-    assert "Owed: 1 jobs" in text and "60 optimiser steps" in text
-    assert page(SETTING, [], {}, []).startswith("Nothing of it is finished.")
+    assert "Missing: 1 jobs" in text and "60 optimiser steps" in text
+    assert page(SETTING, [], {}, []).startswith("Not measured yet.")
 
 
 @pytest.mark.parametrize("mark", [BEGIN, END])

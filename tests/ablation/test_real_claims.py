@@ -41,18 +41,20 @@ def results(**right: int) -> dict:
 def test_the_claim_needs_every_part():
     claim = claim_of(results(targeted=32, sft_corrected=30), SEEDS, "targeted", "sft_corrected", "unseen")
     assert claim.gain.mean == pytest.approx(28 / 32) and claim.beside.mean == pytest.approx(2 / 32)
-    assert claim.sentence().startswith("The claim is **met**: gain of targeted 0.88")
+    assert claim.sentence().startswith("The claim is **met**: the gain of targeted is 0.88")
     worse = claim_of(results(targeted=32, sft_corrected=38), SEEDS, "targeted", "sft_corrected", "unseen").sentence()
-    assert "**not met**" in worse and "at least -0.03 (not met)" in worse and "lower end above 0.40 (met)" in worse
+    assert (
+        "**not met**" in worse
+        and "must be at least -0.03 (not met)" in worse
+        and "lower end must be above 0.40 (met)" in worse
+    )
 
 
 def test_pairs_that_are_lost_break_the_guard():
     found = results(targeted=32, sft_corrected=30)
     found["targeted"] = [job("targeted", s, 32, pairs=27) for s in SEEDS]
     claim = claim_of(found, SEEDS, "targeted", "sft_corrected", "unseen")
-    assert (
-        claim.guard.mean == pytest.approx(-3 / N) and "against untrained, at least -0.05 (not met)" in claim.sentence()
-    )
+    assert claim.guard.mean == pytest.approx(-3 / N) and "it must be at least -0.05 (not met)" in claim.sentence()
 
 
 def test_a_guard_that_could_not_fail_is_said():
@@ -61,19 +63,20 @@ def test_a_guard_that_could_not_fail_is_said():
         for s, one in enumerate(jobs):
             one["measured"] |= job(one["label"], s, 0, pairs=2)["measured"] | {"unseen": one["measured"]["unseen"]}
     told = claim_of(found, SEEDS, "targeted", "sft_corrected", "unseen").sentence()
-    assert told.startswith("The claim is **met by the letter alone**") and told.endswith("both of 0.05 of the pairs.")
+    assert told.startswith("The claim is **met only formally**") and told.endswith("only 0.05 of the pairs completely.")
 
 
 def test_what_is_owed_is_said_and_a_part_that_failed_decides():
     found = results(targeted=32)
-    assert "**owed**" in claim_of(found, SEEDS, "targeted", "sft_corrected", "unseen").sentence()
+    assert "**not measured yet**" in claim_of(found, SEEDS, "targeted", "sft_corrected", "unseen").sentence()
     assert "**not met**" in claim_of(results(targeted=6), SEEDS, "targeted", "sft_corrected", "unseen").sentence()
     found["targeted"].pop()  # a seed is owed
     told = claim_of(found, SEEDS, "targeted", "sft_corrected", "unseen").sentence()
     assert told == (
-        "The claim is **owed**: gain of targeted (owed); targeted minus sft_corrected (owed); the guard of matched pairs (owed)."
+        "The claim is **not measured yet**: the gain of targeted (not measured yet); targeted minus sft_corrected "
+        "(not measured yet); the guard of matched pairs (not measured yet)."
     )
-    assert "**owed**" in claim_of({}, SEEDS, "targeted", "sft_corrected", "unseen").sentence()
+    assert "**not measured yet**" in claim_of({}, SEEDS, "targeted", "sft_corrected", "unseen").sentence()
 
 
 def test_secondary_endpoints_are_adjusted_for_all_that_are_announced():
@@ -81,7 +84,7 @@ def test_secondary_endpoints_are_adjusted_for_all_that_are_announced():
     lines = secondary_table(results(a=30, b=8, c=30), endpoints, SEEDS, "unseen").splitlines()[2:]
     assert lines[0].startswith("| a minus b | success | 0.55 (") and lines[0].endswith("| < .001 | 0.002 |")
     assert lines[1].endswith("| 0.00 (0.00 to 0.00) | 1.000 | 1.000 |") and "pairs | 0.00" in lines[2]
-    assert lines[3] == "| a minus owed | success | owed | – | – |"
+    assert lines[3] == "| a minus owed | success | not measured yet | – | – |"
 
 
 def test_p_counts_both_sides_and_never_says_zero():

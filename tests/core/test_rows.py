@@ -53,6 +53,39 @@ def test_rows_that_were_written_by_others_are_found_too(tmp_path):
         Rows(JsonlStore(path))["a"]
 
 
+@pytest.mark.parametrize("order", ["abcd", "dcba", "bd", "axcx", ""])
+@pytest.mark.parametrize("again", [(), ("b",), ("d", "a")])
+def test_rows_in_any_order_are_the_newest_of_their_keys(tmp_path, order, again):
+    store = store_of(tmp_path, *({"key": k, "n": n} for n, k in enumerate(("a", "b", "c", "d", *again))))
+    store.path.open("a").write('{"key":"torn')
+    newest, rows = store.by_key(), Rows(store)
+    assert list(rows.each(order)) == [(k, newest.get(k)) for k in order]
+
+
+def test_a_damaged_row_is_named_wherever_it_is_met(tmp_path):
+    store = store_of(tmp_path, {"key": "a"}, {"key": "b"})
+    with store.path.open("a") as file:
+        file.write('{"key":"c",broken\n')
+    rows = Rows(store)
+    for keys in ("abc", "c"):
+        with pytest.raises(InputError, match=r"rows\.jsonl, byte 24: not valid JSON"):
+            list(rows.each(keys))
+    assert list(Rows(JsonlStore(tmp_path / "none.jsonl")).each("a")) == [("a", None)]
+
+
+def test_rows_of_a_moment_are_one_write_and_none_is_lost_where_the_block_fails(tmp_path, monkeypatch):
+    store, written = JsonlStore(tmp_path / "rows.jsonl"), []
+    monkeypatch.setattr(JsonlStore, "extend", lambda self, rows: written.append([r["key"] for r in rows]))
+    with pytest.raises(ValueError, match="stopped"), store.batched(1000.0) as write:
+        for key in "abc":
+            write([{"key": key}])
+        raise ValueError("stopped")
+    with store.batched(0.0) as write:
+        for key in "de":
+            write([{"key": key}])
+    assert [some for some in written if some] == [["a"], ["b", "c"], ["d"], ["e"]]
+
+
 def test_rows_are_grouped_by_a_field_in_the_order_of_their_keys(tmp_path):
     store = store_of(tmp_path, *({"key": f"k{i}", "trace": f"t{i % 3}", "i": i} for i in range(9)))
     grouped = Rows(store).grouped([f"k{i}" for i in (8, 2, 5, 0, 1)], "trace")

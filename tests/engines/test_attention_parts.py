@@ -121,3 +121,30 @@ def test_an_accelerator_holds_one_layer_of_what_is_offloaded():
         return scoring_peak(shape, read, ScoringUse(2, 8, 4, on_cpu=False, **said)).parts["keys and values"]
 
     assert of(offload=True) == of() // shape.layers
+
+
+def test_the_last_feed_forward_block_reads_what_is_asked_and_one_place_where_nothing_is():
+    model, widths = model_of("qwen3"), []
+    engine = TransformersEngine(model, "k", 32, sharing="shared_prefix")
+    wanted = engine.score(requests(), 4)
+    hook = model.model.layers[-1].mlp.down_proj.register_forward_hook(lambda m, a, out: widths.append(out.shape[1]))
+    try:
+        found = engine.score(requests(), 4)
+    finally:
+        hook.remove()
+    (tree,) = engine.plans
+    asked = {place for i, n in enumerate(tree.lengths) for place in tree.places(i, range(n - 12, n))}
+    each = [sum(c == p.chain and p.start <= at < p.stop for c, at in asked for p in call) for call in tree.calls(32)]
+    assert widths == [n or 1 for n in each] and each.count(0) > 5
+    assert all((a.sampled == b.sampled).all() for a, b in zip(wanted, found, strict=True))
+
+
+def test_the_plan_counts_ids_and_what_the_heap_holds_of_small_blocks_on_a_cpu():
+    shape = ModelShape.from_config(model_of("qwen3").config)
+    read = count_tokens([requests(), requests(600)], shape, 32)
+    assert read.requested == sum(r.end - 1 for r in requests(600))
+    on_cpu, elsewhere = (scoring_peak(shape, read, ScoringUse(4, 12, 4, on_cpu=c)).parts for c in (True, False))
+    assert on_cpu["token ids"] == elsewhere["token ids"] == 8 * read.requested
+    assert 0 < on_cpu["allocator"] < on_cpu["activations"] and "allocator" not in elsewhere
+    large = TokenCount(largest_call=(32 << 20) // (4 * shape.intermediate))
+    assert "allocator" not in scoring_peak(shape, large, ScoringUse(4, 12, 4)).parts, "mapped, and given back at once"
