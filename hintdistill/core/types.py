@@ -54,11 +54,7 @@ class ToolCall(FrozenModel):
     """The arguments exactly as the model wrote them, or as the source stored them."""
     id: str | None = None
     arguments_form: Literal["string", "object"] = "string"
-<<<<<<< HEAD
-    """`object`: the source kept a parsed object, so `arguments_raw` is this package's serialisation, not the model's text."""
-=======
     """`object`: the source kept a parsed object, so `arguments_raw` is our serialisation, not the model's text."""
->>>>>>> main
 
     @property
     def arguments(self) -> dict[str, Any] | None:
@@ -74,11 +70,7 @@ class ToolCall(FrozenModel):
 
 
 class SampledFrom(FrozenModel):
-<<<<<<< HEAD
-    """Describe the distribution of recorded log-probabilities; by default the model's full distribution at temperature 1."""
-=======
     """Describe the distribution of recorded log-probabilities; by default the full one at temperature 1."""
->>>>>>> main
 
     temperature: float = Field(default=1.0, ge=0.0)
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
@@ -88,11 +80,7 @@ class SampledFrom(FrozenModel):
 
     @property
     def whole(self) -> bool:
-<<<<<<< HEAD
-        """Whether it is the model's own full distribution; no other distribution can be compared with a model's scores."""
-=======
         """Whether it is the model's own full distribution, the only one that can be compared with a model's scores."""
->>>>>>> main
         return self == SampledFrom()
 
 
@@ -112,11 +100,7 @@ class Message(FrozenModel):
     logprobs: tuple[float, ...] | None = None
     """Log-probability of each sampled token at the time of sampling, nats; same length as `token_ids`."""
     logprobs_of: SampledFrom | None = None
-<<<<<<< HEAD
-    """The distribution of `logprobs`, e.g. after a temperature or a filter. None means unknown, and is treated as the model's own."""
-=======
     """The distribution of `logprobs`, e.g. after a filter. None means unknown, and is treated as the model's own."""
->>>>>>> main
     raw_text: str | None = None
     """The text as generated, before any server parsed it, without the end-of-turn token."""
     given: bool = False
@@ -171,11 +155,7 @@ class Trace(FrozenModel):
     """Name or key of the weights that produced the trace, if known."""
     source: Source | None = None
     template: dict[str, Any] = Field(default_factory=dict)
-<<<<<<< HEAD
-    """Chat template options under which the trace was recorded, e.g. `enable_thinking`; they override `run.template.options`."""
-=======
     """Recorded chat template options, e.g. `enable_thinking`; they override `run.template.options`."""
->>>>>>> main
     tool_effects: dict[str, ToolEffect] = Field(default_factory=dict)
     """Effect of each tool by name, as declared by the environment or the file of `traces.tools`; the student never
     reads it. Call `tool_effect`, which also considers the schemas."""
@@ -237,11 +217,7 @@ class Replacement(FrozenModel):
     index: int = Field(ge=0)
     """Index of the message of the trace, or of the tool."""
     old: str
-<<<<<<< HEAD
-    """Text to replace. If empty, `new` is appended to the message, or inserted as a new schema at `index` of the tools."""
-=======
     """Text to replace. If empty, `new` is appended to the message, or inserted as a schema at `index` of the tools."""
->>>>>>> main
     new: str
     """Replacement text. If empty, `old` is removed."""
     count: int = Field(default=1, ge=1)
@@ -293,29 +269,17 @@ class Finding(FrozenModel):
 
     @model_serializer(mode="wrap")
     def _unless_absent(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-<<<<<<< HEAD
-        """Dump the finding without `twin` and `decisive` if they are not set, so that keys of older findings do not change."""
-=======
         """Dump the finding without `twin` and `decisive` if unset, so that keys of older findings do not change."""
->>>>>>> main
         data: dict[str, Any] = plain(self)
         return {k: v for k, v in data.items() if v is not None or k not in ("twin", "decisive")}
 
 
 UNKNOWN_ACTION = -1
-<<<<<<< HEAD
-"""Value for an unknown start of a step's action: the end of its reasoning cannot be determined, or the step is all reasoning."""
-
-
-class Twin(FrozenModel):
-    """Hold an erring step in the changed context in which it is right; the step's ids and the rest of the trace are unchanged."""
-=======
 """Value for an unknown start of a step's action, e.g. if the end of its reasoning cannot be determined."""
 
 
 class Twin(FrozenModel):
     """Hold an erring step, with the same ids, in the changed context in which it is right."""
->>>>>>> main
 
     trace_id: str
     finding: Finding
@@ -365,12 +329,8 @@ class Critique(FrozenModel):
 
 
 PlaceboKind = Literal["generic", "other_class", "shuffled_answer_free", "shuffled"]
-<<<<<<< HEAD
-"""Kind of a placebo. `shuffled` contains every word of the hint: if the hint is short, it names the answer and works like a hint."""
-=======
 """Kind of a placebo. `shuffled` has every word of the hint: a short hint's then names the answer and works as a
 hint."""
->>>>>>> main
 
 
 class PlaceboBlock(FrozenModel):
@@ -420,11 +380,7 @@ class Injection(FrozenModel):
     """Log-probabilities of the step, if the trace recorded them."""
     placebos: tuple[PlaceboBlock, ...] = ()
     legal: dict[int, tuple[int, ...]] = Field(default_factory=dict)
-<<<<<<< HEAD
-    """Step position → ids that a tool schema allows there, besides the sampled one; positions without a rule are absent."""
-=======
     """Step position → ids that a tool schema allows there, besides the sampled one; only positions with a rule."""
->>>>>>> main
     views: dict[str, ContextBlock] = Field(default_factory=dict)
     """Further contexts by name (`recipes.data.View.labels`), for recipes whose views read more than the hint."""
 

@@ -5,18 +5,11 @@ sequence of every group of requests: the step in its own context. The next call 
 branches of its hints. Steps that were read earlier are scored from the kept hidden states. The least recently used
 conversations are dropped above `max_bytes`; a running call may hold its own conversation beyond that limit.
 
-<<<<<<< HEAD
-Callers have to wait for one another, because there is only one model. The first waiting caller works for all: their
-sequences are packed into the same forward calls. Callers are served in order of arrival, at most `TOGETHER` at a time.
-A caller that holds the turn (`turns`) releases it while it waits. A batch of several callers is divided among readers
-with one torch thread each (`side_by_side`), because two thread pools of torch slow each other down.
-=======
 Callers must wait for one another, because there is only one model. So the first waiting caller works for all: their
 sequences are packed into the same forward calls. Callers are served in order of arrival, at most `TOGETHER` at a time,
 without waiting for others. A caller that holds the turn (`turns`) releases it while it waits. One thread runs the
 model, because two torch thread pools slow each other down. A batch of several callers is divided among readers with one
 torch thread each (`side_by_side`).
->>>>>>> main
 """
 
 from __future__ import annotations
@@ -92,11 +85,7 @@ class _Job:
 
 
 class KeptEngine:
-<<<<<<< HEAD
-    """Score with kept conversations; see the module's docstring. It implements `Engine` and is as exact as the engine that it wraps."""
-=======
     """Score with kept conversations. It implements `Engine` and is as exact as the engine that it wraps."""
->>>>>>> main
 
     capabilities = TransformersEngine.capabilities
 
@@ -205,11 +194,7 @@ class KeptEngine:
                     self.turns.call_back([job for job in jobs if job.returns])
 
     def _serve(self, jobs: Sequence[_Job]) -> None:
-<<<<<<< HEAD
-        """Serve several callers at once; if that fails, serve each alone, so that an error reaches only its own caller."""
-=======
         """Serve several callers at once; if that fails, serve each alone, so that an error reaches only one caller."""
->>>>>>> main
         self.batches += 1
         try:
             with self.engine.at_work():
@@ -419,11 +404,7 @@ def _gather(
     rows: dict[tuple[int, int], int],
     states: Tensor | None,
 ) -> Tensor:
-<<<<<<< HEAD
-    """Return the hidden states [T, H] at (chain, position) places, from the kept state of given trunks and from this pass."""
-=======
     """Return hidden states [T, H] at (chain, position) places, from given trunks' kept state and this pass."""
->>>>>>> main
     parts: list[Tensor] = []
     at = 0
     while at < len(places):
