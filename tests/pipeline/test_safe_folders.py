@@ -340,7 +340,7 @@ def test_a_folder_of_other_traces_is_refused_and_left_alone(run: Path, tmp_path:
     before = (run / "traces.jsonl").read_bytes()
     words = ["run", "configs/quickstart.yaml", f"run.dir={run}", *SMALL, f"traces.path={tmp_path / 'other.jsonl'}"]
     said = hintdistill(*words, "--resume", "-q", expect=2).stderr
-    assert "is a run of other traces: none of its 20" in said
+    assert "contains a run on other traces: none of its 20" in said
     assert (run / "traces.jsonl").read_bytes() == before
 
 
