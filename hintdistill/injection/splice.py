@@ -104,13 +104,11 @@ class StepSite:
         return Splice(at, tuple(self.renderer.encode_after(above, text)), "assistant_turn", None)
 
     def as_message(self, text: str, role: HintRole | None, offset: int) -> Splice:
-        """Return the placement `message`: a separate message with the hint above the step. Raises the errors of
-        `splice`.
+        """Return the placement `message`: a hint message above the step. Raises the errors of `splice`.
 
         From the end of the message above it on, the hinted context is the template's own render of the conversation
         with the hint, including the generation prompt. If the template refuses this conversation, a minimal one is
-        rendered instead (`minimal_talk`). Text that only the generation prompt of the hinted render adds belongs to the
-        block.
+        rendered instead (`minimal_talk`). Text that only the hinted render's generation prompt adds is part of the block.
         """
         assert role is not None
         opening, words = self.opening, text.strip()
@@ -154,8 +152,7 @@ class StepSite:
         return self._put(placed, "observation")
 
     def in_system_prompt(self, text: str, role: HintRole | None, offset: int) -> Splice:
-        """Return the placement `system_prompt`: at the end of the system prompt, or a new one if there is none. Raises
-        the errors of `splice`."""
+        """Return the placement `system_prompt`: at its end, or as a new one. Raises the errors of `splice`."""
         opening = self.opening
         first = opening.before[0] if opening.before else None
         if first is not None and first.role in ("system", "developer"):
@@ -210,8 +207,7 @@ class Injector:
         """Splice the finding's hint above its step.
 
         Raises:
-            TemplateError: the template has no place for a hint here; the message names each placement tried and its
-                reason.
+            TemplateError: the template has no place for a hint here; the message gives the reason for each placement.
             SpliceError: the step or the place has no exact boundary, or the quote does not occur in the step.
             PromptError: no hint could be rendered.
         """
@@ -323,11 +319,7 @@ class Injector:
             + note_of(self.renderer, site.opening.before),
             guards=(
                 *guards(hint, trace, finding.step, site.known_text, site.text),
-                *(
-                    (f"level: the level {level} is above {self.config.max_level}",)
-                    if level > self.config.max_level
-                    else ()
-                ),
+                *((f"level: {level} is above {self.config.max_level}",) if level > self.config.max_level else ()),
                 *(f"primes: {what}" for what in primes(hint, trace, finding)),
             ),
             placebos=tuple(placebos),

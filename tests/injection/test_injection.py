@@ -256,7 +256,7 @@ def test_a_level_above_the_bound_and_a_wrong_name_first_are_said(weather_trace, 
     finding = Finding(step=0, error_class="unknown_tool", hint=hint, facts={"wrong": "get_forecast"})
     made = Injector(student_renderer, LIBRARY, InjectSection(max_level=1)).inject(weather_trace, finding)
     assert made.level == 2
-    assert made.guards == ("level: the level 2 is above 1", "primes: the wrong name 'get_forecast' comes first")
+    assert made.guards == ("level: 2 is above 1", "primes: the wrong name 'get_forecast' comes first")
     assert Injector(student_renderer, LIBRARY, InjectSection()).inject(weather_trace, finding).guards == made.guards[1:]
 
 
