@@ -1,7 +1,7 @@
 """Measure how stages grow with the number of traces: peak memory and CPU seconds of each, at several sizes.
 
     python benchmarks/growth.py [--sizes 600 1200 2400] [--docs]
-    python benchmarks/growth.py --sizes 2000 100000 --one-in 10 --candidates 1 --tiny --keep DIR --docs
+    python benchmarks/growth.py --sizes 2000 100000 --one-in 10 --candidates 1 --tiny --part-rows 512 --keep DIR --docs
 
 The traces are made here, every one another task: a conversation of the shipped toolworld with words of its own. Of the shipped ones
 about every second has an error that the rules find; `--one-in N` takes so many of both that one in N has. Each stage runs in a
@@ -70,13 +70,16 @@ class Form:
     """Clean steps of a trace that are scored."""
     tiny: bool = False
     """Whether the student is a random one of one layer."""
+    part_rows: int | None = None
+    """Targets of a file; None for the default."""
 
     @property
     def said(self) -> str:
         """The form in words."""
         erring = "about every second trace errs" if self.one_in is None else f"one trace in {self.one_in} errs"
         student = "a random student of one layer × 32" if self.tiny else "the shipped student of 1.5 M parameters"
-        return f"{erring}, {self.candidates} clean steps a trace are scored, {student}"
+        parts = "" if self.part_rows is None else f", {self.part_rows} targets a file (`rescore.part_rows`)"
+        return f"{erring}, {self.candidates} clean steps a trace are scored, {student}{parts}"
 
 
 def conversations(one_in: int | None) -> Iterator[dict[str, Any]]:
@@ -195,6 +198,8 @@ def measure(number: int, stages: tuple[str, ...], form: Form, base: Path) -> dic
         write_traces(aside := traces.with_suffix(".writing"), number, form.one_in)
         aside.replace(traces)
     more = [f"train.anchor.candidates={form.candidates}"]
+    if form.part_rows is not None:
+        more.append(f"rescore.part_rows={form.part_rows}")
     if form.tiny:
         if not (base / "student" / "tokenizer_config.json").exists():
             # in a process of its own: what a process has taken counts in those that it starts
@@ -260,6 +265,7 @@ def main() -> None:
     parser.add_argument("--one-in", type=int, help="one trace in so many errs")
     parser.add_argument("--candidates", type=int, default=4, help="clean steps of a trace that are scored")
     parser.add_argument("--tiny", action="store_true", help="a random student of one layer")
+    parser.add_argument("--part-rows", type=int, help="targets of a file, instead of the default")
     parser.add_argument("--rescore-most", type=int, default=10**9, help="larger sizes are not rescored")
     parser.add_argument("--keep", type=Path, help="folder in which the runs stay, to go on after a stop")
     parser.add_argument("--docs", action="store_true", help="write the table into docs/scale.md")
@@ -274,7 +280,8 @@ def main() -> None:
     if asked.stage:
         run_stage(asked.stage, asked.folder, asked.traces, *asked.set)
         return
-    form, found = Form(asked.one_in, asked.candidates, asked.tiny), dict[int, dict[str, dict[str, float]]]()
+    form = Form(asked.one_in, asked.candidates, asked.tiny, asked.part_rows)
+    found: dict[int, dict[str, dict[str, float]]] = {}
     with contextlib.ExitStack() as stack:
         base = asked.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hintdistill-growth-")))
         for n in asked.sizes:

@@ -27,7 +27,7 @@ CROSS_ENTROPY = ("sft_success", "sft_corrected", "sft_gold", "gold_steps")
 
 
 TWINS = {"per_finding": 1, "weight": 0.5}
-"""The twins of the arm `twins`: half of a hint's weight, as on the toy world's grid (docs/decisions.md)."""
+"""The twins of the arm `twins` if the configuration has none: half of a hint's weight, as on the toy world's grid (docs/decisions.md)."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def job_config(config: AblationConfig, job: Job, folder: Path) -> RunConfig:
         data["train"] = changed(data["train"], settings_of(config, job.arm)[job.setting])
     if job.arm in CROSS_ENTROPY:
         data["train"] = changed(data["train"], cross_entropy(TrainSection.model_validate(data["train"])))
-    if job.arm == "twins":
+    if job.arm == "twins" and not data["train"]["twins"]["per_finding"]:
         data["train"] = changed(data["train"], {"twins": TWINS})
     if job.arm == "hint_outcome":
         data["train"] = changed(data["train"], {"recipe": {"coupling": {"kind": "additive", "weight": 0.5}}})

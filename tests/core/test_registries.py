@@ -227,7 +227,7 @@ def test_an_engine_scores_and_its_capabilities_decide(plugin, weather_trace):
     assert not target.accepted and target.decision is None and target.versions["weights"] == "uniform"
     lies = extensions.EngineEntry("lies", frozenset({"full"}), extensions.ENGINES.get("uniform").implementation)
     extensions.ENGINES.register(lies)
-    with pytest.raises(ConfigError, match="registered with the capabilities full and has gather"):
+    with pytest.raises(ConfigError, match="registered with the capabilities full but has gather"):
         load("lies", EngineJob(STUDENT))
 
 

@@ -152,7 +152,7 @@ def test_branches_on_a_trunk_that_was_read_before(kind):
     assert engine.plans[0].computed < 100
     with pytest.raises(ValueError, match="lies on a given trunk"):
         engine.score([ScoreRequest(trace, 50, 60)], 2, trunk)
-    with pytest.raises(ModelError, match="shared by snapshots"):
+    with pytest.raises(ModelError, match="shares prefixes by snapshots"):
         TransformersEngine(model_of("qwen3_next"), "k").read_trunk(trace)
 
 

@@ -163,7 +163,7 @@ def test_the_score_is_both_members_of_a_pair():
 
 def test_a_file_that_is_no_pairs_file(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"id":"x"}\n')
-    with pytest.raises(ValueError, match=r"a\.jsonl:1 is no pair"):
+    with pytest.raises(ValueError, match=r"a\.jsonl:1 is not a pair"):
         read_pairs(tmp_path / "a.jsonl")
     with pytest.raises(ValueError, match=r"no family 'nope'"):
         read_pairs(families=["nope"])

@@ -237,7 +237,7 @@ def test_habits_fire_at_different_rates(shipped):
 def test_the_card_states_what_was_measured():
     card = (STUDENT / "README.md").read_text()
     measured = json.loads((STUDENT / "measurements.json").read_text())
-    assert "Following hints was trained in" in card
+    assert "The student was trained to follow hints." in card
     assert f"{measured['parameters']:,}" in card
     for split, by in measured["success"].items():
         assert (

@@ -19,7 +19,7 @@ def test_what_the_targets_depend_on_is_refused(tmp_path):
     """Before anything is read."""
     for name, overrides, said in (
         ("../x", [], "is not a valid folder name"),
-        ("a", ["rescore.top_k=8"], "rescore.top_k=8 is not a setting of training"),
+        ("a", ["rescore.top_k=8"], "rescore.top_k=8 is not a training setting"),
     ):
         with pytest.raises(ConfigError, match=said):
             train_beside(tmp_path, name, overrides, Console(quiet=True))
@@ -30,7 +30,7 @@ def test_what_the_targets_depend_on_is_refused(tmp_path):
         ({"anchor": {"candidates": 9}}, "train.anchor.candidates"),
         ({"hold": {"path": ["x.jsonl"]}}, "train.hold"),
     ):
-        with pytest.raises(ConfigError, match=f"^{key} decides"):
+        with pytest.raises(ConfigError, match=f"^{key} changes"):
             _same_targets(own, RunConfig.model_validate({**plain, "train": train}))
     _same_targets(own, RunConfig.model_validate({**plain, "train": {"lora": {"rank": 4}, "epochs": 9}}))
 

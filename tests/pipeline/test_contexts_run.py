@@ -51,7 +51,7 @@ def test_render_says_what_is_missing():
 
 def test_a_shard_has_not_all_rollouts():
     require_shardable(load_config(CONFIG, ["train.recipe=opsd"]), "rescore")
-    with pytest.raises(ConfigError, match="peer_success is made of a task's other rollouts"):
+    with pytest.raises(ConfigError, match="peer_success is made of other rollouts of the same task"):
         require_shardable(load_config(CONFIG, ["train.recipe=sdpo"]), "rescore")
 
 

@@ -79,7 +79,7 @@ def test_resume_refuses_it_by_name_and_changes_nothing(folder):
     ) as caught:
         run("run", "configs/quickstart.yaml", "--resume", "-q", *overrides)
     assert "run.dir=" in caught.value.hint and "show" in caught.value.hint
-    with pytest.raises(ConfigError, match="made by run schema 1"):
+    with pytest.raises(ConfigError, match="made with run schema 1"):
         RunDir.create(folder, load_config("configs/quickstart.yaml", overrides), resume=True)
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == files
 
@@ -94,7 +94,7 @@ def test_report_of_a_moved_folder_names_the_key_of_the_missing_file(folder, tmp_
 @pytest.mark.parametrize("named", [True, False])
 def test_resume_with_the_folder_s_own_config_speaks_of_the_schema_first(folder, named):
     """Its config.yaml has keys and paths of before, which are not the trouble."""
-    with pytest.raises(ConfigError, match=r"made by run schema 1 \(hintdistill 0\.1\.0\)"):
+    with pytest.raises(ConfigError, match=r"made with run schema 1 \(hintdistill 0\.1\.0\)"):
         run("run", folder / "config.yaml", "--resume", "-q", *([f"run.dir={folder}"] if named else []))
 
 

@@ -107,7 +107,7 @@ def test_report_and_card_count_them_and_say_that_no_other_step_was_held(held):
     assert 0 < document["train"]["hold_rows"] <= 8
     card = (held.student_folder / "README.md").read_text()
     assert f"Held at the initial model's distribution: {document['train']['hold_rows']} steps of hold traces." in card
-    assert "| hold traces (never critiqued, never hinted) | 4; not one: 1 also_trained, 1 not_json |" in card
+    assert "| hold traces (never critiqued, never hinted) | 4; failed: 1 also_trained, 1 not_json |" in card
     assert any("is also a training trace" in w for w in document["warnings"])
 
 

@@ -138,7 +138,7 @@ def test_other_settings_other_cuts_and_missing_shards_are_refused(unmerged, tmp_
     assert "rescore.top_k" in shard(unmerged, 0, 3, "rescore.top_k=7", expect=2).stderr
     assert "cut into 3 shards" in shard(unmerged, 0, 2, expect=2).stderr
     assert (
-        "cannot run until 'report'"
+        "cannot run the stage 'report'"
         in hintdistill("run", CONFIG, "--shard", "0/2", f"run.dir={unmerged}", *SMALL, expect=2).stderr
     )
     assert (

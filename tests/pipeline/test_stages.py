@@ -64,7 +64,7 @@ def test_the_command_line_names_the_stages_in_their_order():
 
     until = get_type_hints(main.run, include_extras=True)["until"].__metadata__[0].help
     assert until == f"Last stage: {', '.join(STAGES[:-1])} or {STAGES[-1]}."
-    assert main.run.__doc__ == f"Run the whole job: {', '.join(STAGES)}."
+    assert main.run.__doc__ == f"Run all stages: {', '.join(STAGES)}."
 
 
 def test_only_stages_that_need_weights_load_them(tmp_path):

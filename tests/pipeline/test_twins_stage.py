@@ -149,7 +149,7 @@ def test_the_call_makes_one_twin(student_engine, student_renderer, weather_trace
     for edit, quote, error in (
         ([("Paris", "Rome")], None, "unknown_tool under the edit"),
         ([("London", "Rome")], None, "occurs 0 times"),
-        ([name], "no such words", "nowhere in step 0"),
+        ([name], "no such words", "does not occur in step 0"),
     ):
         with pytest.raises((TwinError, QuoteNotFoundError), match=error):
             hd.twin(list(weather_trace.messages), edit=edit, quote=quote, **asked)

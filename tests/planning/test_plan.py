@@ -406,7 +406,7 @@ def test_a_trace_that_does_not_fit_stops_before_the_first_step(shape):
     some = [RowLength("short", 200, 30), RowLength("huge", 60_000, 30)]
     settings = config(train={"micro_batch_size": 1})
     with pytest.raises(
-        DoesNotFitError, match=r"1 traces are longer .*huge \(60,000 tokens\); the longest that fits has"
+        DoesNotFitError, match=r"1 traces are too long .*huge \(60,000 tokens\); the longest that fits has"
     ) as caught:
         require_fits(some, shape, settings, Room(2 * GB, "free in a test"))
     assert caught.value.exit_code == 3
@@ -417,7 +417,7 @@ def test_a_trace_that_does_not_fit_stops_before_the_first_step(shape):
 
 def test_too_many_rows_at_once_are_named(shape):
     some = [RowLength(f"t{n}", 9_000, 30) for n in range(8)]
-    with pytest.raises(DoesNotFitError, match="8 rows at once take some") as caught:
+    with pytest.raises(DoesNotFitError, match="training on 8 rows at once needs about") as caught:
         require_fits(
             some, shape, config(train={"batch_size": 8, "micro_batch_size": 8}), Room(2 * GB, "free in a test")
         )

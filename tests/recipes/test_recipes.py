@@ -524,7 +524,7 @@ BASE = ["run.model=m", "traces.path=t.jsonl"]
         ),
         (
             "train={recipe: {preset: power, terms: {distill: {divergence: {clip_low: .2}}}}}",
-            "clip_low bounds an importance ratio",
+            "clip_low limits an importance ratio",
         ),
         (
             "train={recipe: {preset: tm_opd, terms: {distill: {divergence: {behaviour: inital}}}}}",
@@ -779,7 +779,7 @@ def test_recipes_list_and_show():
         "released code was read",
         "published:",
         "ours:",
-        "not by the teacher's doing",
+        "not caused by the teacher",
     ):
         assert words in shown
     document = json.loads(cli("recipes", "show", "rlcsd", "--json"))

@@ -44,6 +44,6 @@ def test_a_loss_of_state_changing_calls_is_found_and_bounded() -> None:
 
     assert lost_changes(did(0.8), did(0.5), 0.5) is None and lost_changes(did(0.8), did(0.1), None) is None
     said = lost_changes(did(0.8), did(0.2), 0.5)
-    assert said is not None and "fell by 75%, from 0.8 to 0.2 an episode" in said and "max_changes_drop" in said
+    assert said is not None and "fell by 75%, from 0.8 to 0.2 per episode" in said and "max_changes_drop" in said
     assert lost_changes(did(0.8), did(None), 0.5) is not None, "no call at all is the largest fall"
     assert lost_changes(did(None), did(0.2), 0.5) is None

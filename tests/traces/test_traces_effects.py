@@ -76,7 +76,7 @@ def test_a_suite_may_say_what_its_tools_do_and_is_refused_where_it_says_nonsense
     suite = Saying()
     assert effects_of(suite) == {"book": "changes"}  # type: ignore[arg-type]
     suite.said = {"book": "writes"}
-    with pytest.raises(ConfigError, match="says 'writes' of 'book'"):
+    with pytest.raises(ConfigError, match="gives the effect 'writes' for 'book'"):
         effects_of(suite)  # type: ignore[arg-type]
 
 

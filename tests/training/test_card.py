@@ -204,7 +204,10 @@ def test_no_sentence_claims_what_was_not_done(document):
         f"Held at the initial model's distribution: {document['train']['anchor_rows']} clean steps of the same traces."
         in plain
     )
-    assert "(loss: `fkl` over the whole step)" in plain and "what the model itself says there under the hint" in plain
+    assert (
+        "(loss: `fkl` over the whole step)" in plain
+        and "the predictions of the model itself there under the hint" in plain
+    )
     alone = said(document, "targeted", anchor_rows=0, hold_rows=0)
     assert "No other step was held in place." in alone and "Held at" not in alone
     both = said(document, "targeted", hold_rows=3)
@@ -212,7 +215,7 @@ def test_no_sentence_claims_what_was_not_done(document):
     other = said(document, {"preset": "targeted_jsd", "terms": {"distill": {"span": "quote"}}})
     assert "(loss: `jsd` over the quoted words)" in other and "fkl" not in other
     external = said(document, {"preset": "targeted", "teacher": {"update": "external", "model": "some/model"}})
-    assert "what another model says there under the hint" in external
+    assert "the predictions of another model there under the hint" in external
 
 
 def test_a_changed_method_is_called_changed_and_no_context_is_claimed_that_no_row_had(document):
@@ -237,7 +240,7 @@ def test_a_changed_method_is_called_changed_and_no_context_is_claimed_that_no_ro
     }
     changed["run"]["config"]["train"]["recipe"] = "rlsd"
     text = " ".join(card_text(changed, {}, adapter=False, license_of={}).split())
-    assert "a sampled token which the teacher lowers: not by the teacher's doing (the verifier gives the sign" in text
+    assert "a sampled token that the teacher lowers: not caused by the teacher (the verifier gives the sign" in text
 
 
 def test_a_card_of_a_run_without_a_gate_says_so_and_one_with_it_does_not(document):

@@ -304,7 +304,7 @@ def some_traces(n: int) -> list[dict]:
 def test_a_missing_reward_is_said_before_anything_is_asked(tmp_path):
     traces = some_traces(3)
     del traces[1]["reward"]
-    with pytest.raises(InputError, match=f"trace {traces[1]['id']} has the reward None, as 0 others of 3") as caught:
+    with pytest.raises(InputError, match=f"trace {traces[1]['id']} has the reward None, and 0 others of 3") as caught:
         from_files(tmp_path, traces)
     assert "train.recipe.coupling.kind=none" in caught.value.hint
     assert (

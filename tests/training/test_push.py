@@ -96,7 +96,7 @@ def test_the_command_pushes_a_finished_run(tmp_path, hub):
 def test_a_missing_token_or_a_bad_name_is_said_before_the_run(tmp_path, hub):
     run = tmp_path / "run"
     done = hintdistill(tmp_path, *RUN, f"run.dir={run}", "train.push=me/corrected", expect=2, HF_ENDPOINT=hub.url)
-    assert "pushed to me/corrected on 127.0.0.1, and there is no token" in done.stderr and "HF_TOKEN" in done.stderr
+    assert "pushed to me/corrected on 127.0.0.1, but there is no token" in done.stderr and "HF_TOKEN" in done.stderr
     done = hintdistill(tmp_path, "push", str(finished(tmp_path / "done")), "me/x", expect=2, HF_ENDPOINT=hub.url)
     assert "there is no token" in done.stderr
     assert not run.exists() and hub.calls == []
@@ -111,7 +111,7 @@ def test_a_hub_that_refuses_or_is_gone_and_a_run_without_student(tmp_path, hub):
     done = hintdistill(tmp_path, "push", str(run), "me/x", expect=5, HF_ENDPOINT=hub.url, HF_TOKEN="hf_wrong")
     assert "127.0.0.1 did not accept the student for me/x" in done.stderr and "401" in done.stderr
     done = hintdistill(tmp_path, "push", str(run), "me/x", expect=5, HF_ENDPOINT="http://127.0.0.1:9", HF_TOKEN=TOKEN)
-    assert "did not take the student" in done.stderr
+    assert "did not accept the student" in done.stderr
     shutil.rmtree(run / "student")
     done = hintdistill(tmp_path, "push", str(run), "me/x", expect=3, HF_ENDPOINT=hub.url, HF_TOKEN=TOKEN)
     assert "no student at" in done.stderr

@@ -127,7 +127,7 @@ def test_a_missing_package_and_a_missing_key_are_said_at_once(tmp_path, monkeypa
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user password key\n")
     check_trackers(TrainSection(trackers=("wandb",)))
     monkeypatch.setattr(trackers, "installed", lambda name: None)
-    with pytest.raises(ConfigError, match="names trackio, wandb, which is not installed") as caught:
+    with pytest.raises(ConfigError, match="names trackio, wandb, but it is not installed") as caught:
         check_trackers(TrainSection(trackers=("trackio", "wandb")))
     assert "pip install trackio wandb" in caught.value.hint
 

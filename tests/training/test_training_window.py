@@ -131,7 +131,7 @@ def test_kinds_without_keys_and_values_refuse(tmp_path):
         kind_trainer("qwen3_next", tmp_path, grad_window=8)
     model = copy.deepcopy(model_of("llama"))
     model.config.attention_dropout = 0.1
-    with pytest.raises(ModelError, match="LlamaForCausalLM drops other activations each time"):
+    with pytest.raises(ModelError, match="LlamaForCausalLM drops different activations each time"):
         trainer_of(model, targets_of(model), tmp_path, **LIVE, grad_window=8)
 
 

@@ -503,12 +503,12 @@ def test_targets_of_other_weights_or_another_tokenizer_are_refused_by_key(data):
     trained = data[0]
     require_same(trained, "w", "r")
     with pytest.raises(
-        InputError, match=r"8 of 8 targets .* the first is hint 0 .*: the teacher's weights changed: w → x\n"
+        InputError, match=r"8 of 8 targets .* for example hint 0 .*: the teacher's weights changed: w → x\n"
     ):
         require_same(trained, "x", "r")
     some = [*trained[:3], replace(trained[3], versions={"weights": "w", "renderer": "old"})]
     with pytest.raises(
-        InputError, match=r"1 of 4 .* the first is hint 3 .*: the tokenizer or the chat template changed: old → r\n"
+        InputError, match=r"1 of 4 .* for example hint 3 .*: the tokenizer or the chat template changed: old → r\n"
     ):
         require_same(some, "w", "r")
     with pytest.raises(InputError, match="it does not say which weights made it"):
