@@ -20,7 +20,8 @@ from hintdistill.engines.forward import READER
 UNEVEN = 1.2
 """Largest part, relative to an even part, for reading side by side; above it, one reader with all threads is as
 fast."""
-Part, Made = TypeVar("Part"), TypeVar("Made")
+Part = TypeVar("Part")
+Made = TypeVar("Made")
 
 
 class SideBySide:
