@@ -172,6 +172,7 @@ def gate(args: argparse.Namespace) -> None:
 
 PAGE, CARD = ROOT / "docs" / "evidence_real.md", ROOT / "examples" / "smollm2" / "README.md"
 METHODS = ROOT / "docs" / "methods.md"
+BESIDE = ("none", "targeted", "targeted_twins", "sft_corrected")
 
 
 def _results(folder: Path, wanted: Sequence[Any]) -> tuple[dict[str, list[dict]], list[str]]:
@@ -249,9 +250,7 @@ def _recipes_pages(args: argparse.Namespace) -> None:
     """Write the table of other recipes, with the arms of the same seed."""
     plan, what = registered(settings(args), args.dir / "arms")
     named = sorted(f.name.removeprefix("recipe.") for f in plan.folder.glob(f"seed{SEED}/recipe.*") if f.is_dir())
-    beside = [
-        j for j in jobs.jobs_of(plan, what) if j.seed == SEED and j.title in ("none", "targeted", "sft_corrected")
-    ]
+    beside = [j for j in jobs.jobs_of(plan, what) if j.seed == SEED and j.title in BESIDE]
     done, _ = _results(plan.folder, [*beside, *recipes.recipe_jobs(plan, named, [SEED])])
     if any(r in done for r in named):
         _block(METHODS, "compared on the real model", page.arms_table(done, "unseen"))
