@@ -97,7 +97,7 @@ def test_default_and_reuse_agree(vllm_engine):
 
 
 def test_bad_input_is_named(vllm_engine):
-    with pytest.raises(ConfigError, match=r"top_k 17 is above the 16"):
+    with pytest.raises(ConfigError, match=r"top_k 17 exceeds the 16"):
         vllm_engine.score(views(5), 17)
     long = np.random.default_rng(0).integers(3, VOCAB, 9000)
     with pytest.raises(ContextLengthError, match="9000 tokens is longer than the 8191 tokens"):
