@@ -79,7 +79,8 @@ class Form:
         erring = "about every second trace errs" if self.one_in is None else f"one trace in {self.one_in} errs"
         student = "a random student of one layer × 32" if self.tiny else "the shipped student of 1.5 M parameters"
         parts = "" if self.part_rows is None else f", {self.part_rows} targets a file (`rescore.part_rows`)"
-        return f"{erring}, {self.candidates} clean steps a trace are scored, {student}{parts}"
+        steps = "one clean step is" if self.candidates == 1 else f"{self.candidates} clean steps are"
+        return f"{erring}, {steps} scored in each trace, {student}{parts}"
 
 
 def conversations(one_in: int | None) -> Iterator[dict[str, Any]]:
