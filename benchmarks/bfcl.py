@@ -1,4 +1,4 @@
-"""Measure the method on BFCL's tasks of one turn, with findings that know no answers, and other uses of the same steps.
+"""Measure the method on BFCL's single-turn tasks, with findings that know no answers, and other uses of the same steps.
 
     python benchmarks/bfcl.py [--dir runs/bfcl] [--summary] [--docs] [key=value …]      needs bfcl-eval, and the student of
                                                                         examples/bfcl/warm_up.py: run.model=FOLDER for another place

@@ -290,8 +290,8 @@ def page(setting: Setting, rows: Sequence[Mapping[str, Any]], chosen: Mapping[st
     ]
     rates = ", ".join(f"{r:g}" for r in setting.rates)
     said = (
-        f"Every arm: {setting.rows} rows a training, {setting.steps} optimiser steps, rates {rates} on validation (the best by the mean of "
-        "success and right near-misses), then the seeds on the test. ± is the standard deviation over seeds."
+        f"Every arm: {setting.rows} rows per training run, {setting.steps} optimiser steps, rates {rates} on validation (the best by the "
+        "mean of success and right near-misses), then the seeds on the test. ± is the standard deviation over seeds."
     )
     edges = [
         ARMS[a][0] for a in order if len(setting.rates) > 1 and chosen[a] in (min(setting.rates), max(setting.rates))

@@ -64,19 +64,19 @@ SECTIONS = {
         "Context maker",
         "A hint source with a `context`: a function from a case (trace, finding, the task's other rollouts, texts by"
         " task) to text. It can write the teacher's own context (`inject.hint`, a hint kind's `source`) or that of a"
-        " recipe's view. If a case lacks something, raise a `NoContextError` with a reason; the reasons are counted "
-        "([contexts.md](contexts.md)).",
+        " recipe's view. If a case lacks something, raise a `NoContextError` with a reason; a count is kept for each "
+        "reason ([contexts.md](contexts.md)).",
     ),
     "twin_maker": (
         "Twin maker",
-        "A function from a `TwinCase` (a finding and its trace) to edits under which the step would be right, each "
-        "of a different kind. It serves the error classes that its entry names, in addition to the shipped makers. "
+        "A function from a `TwinCase` (a finding and its trace) to edits that would make the step right, each of a "
+        "different kind. It serves the error classes that its entry names, in addition to the shipped makers. "
         "[twins.md](twins.md) explains what is done with an edit.",
     ),
     "hint_kind": ("Hint kind", "A name by which recipes say what their teacher reads, and what a run needs for it."),
     "divergence": (
         "Divergence",
-        "A function of two log-probability tensors [..., K], and its parameters with their bounds. The entry must "
+        "A function that takes two log-probability tensors [..., K], and its parameters with their bounds. The entry must "
         "say what happens to the divergence on a truncated support, because a recipe that would lower the kept mass "
         "without saying so is refused. `objectives` differentiates the function.",
     ),
@@ -99,13 +99,13 @@ SECTIONS = {
     ),
     "critic": (
         "Critic",
-        "A function of `critics.build.Making` (settings, prompts, shared budget and answer cache) that returns a "
-        "`Critic`. For your own rules on one machine, `critic.checker` is simpler ([critics.md](critics.md)).",
+        "A function that takes a `critics.build.Making` (settings, prompts, shared budget and answer cache) and "
+        "returns a `Critic`. For your own rules on one machine, `critic.checker` is simpler ([critics.md](critics.md)).",
     ),
     "engine": (
         "Engine",
-        "A function of `engines.loading.EngineJob` that returns an `Engine`. Its `capabilities` decide what a recipe"
-        " may ask of stored targets: without `gather`, a recipe that compares on the union of the views' top k is "
+        "A function that takes an `engines.loading.EngineJob` and returns an `Engine`. Its `capabilities` decide what "
+        "a recipe may ask of stored targets: without `gather`, a recipe that compares on the union of the views' top k is "
         "refused before anything is scored.",
     ),
     "environment": (

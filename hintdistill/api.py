@@ -88,7 +88,7 @@ def diagnose(
         critic: a critic's name, a `CriticSection`, `load_critic(…)`, an object of your own, or findings that are
             already known.
         step: return only findings at this step (counted from 0; negative numbers count from the end); None returns all.
-        twins: whether to look for the smallest change of the context under which the step would be right.
+        twins: whether to look for the smallest change of the context that would make the step right.
         inject: the placements, roles and candidates to use.
         config: sets `top_k`, `placebos` and `gate`.
 

@@ -37,7 +37,7 @@ MAIN_CLASSES = {
     "TradingBot": "validation",
     "TravelAPI": "test",
 }
-"""Every task of several turns has exactly one of these APIs, which decides its split. The others (MathAPI, MessageAPI, TicketAPI,
+"""Every multi-turn task has exactly one of these APIs, which decides its split. The others (MathAPI, MessageAPI, TicketAPI,
 TwitterAPI) come beside one of them and are shared by the splits."""
 UNANSWERABLE = ("live_simple_106-63-0", "live_simple_112-68-0", "live_multiple_862-181-3", "live_multiple_964-207-0")
 """Tasks whose possible answers the package's own checker refuses, every one: a required argument has none, or one is not described.
@@ -73,7 +73,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Talk:
-    """One task of several turns, over stateful APIs."""
+    """One multi-turn task, over stateful APIs."""
 
     id: str
     category: str
@@ -137,7 +137,7 @@ def entries() -> dict[str, Entry]:
 
 @cache
 def talks() -> dict[str, Talk]:
-    """Every task of several turns, by its id."""
+    """Every multi-turn task, by its id."""
     out: dict[str, Talk] = {}
     for category in TURNS:
         answers = _answers(category)

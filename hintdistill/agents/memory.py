@@ -33,7 +33,7 @@ from hintdistill.traces.formats import native
 
 FILE, FINE = "memory.jsonl", "fine.jsonl"
 MOST_FINE = 5000
-"""Largest number of kept contexts of steps that went well; the newest are kept."""
+"""Maximum number of kept contexts of steps that went well; the newest are kept."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from hintdistill.engines.kept import KeptEngine
 from hintdistill.engines.turns import Turns
 
 TARGETS = 256
-"""Largest number of targets that a session keeps."""
+"""Maximum number of targets that a session keeps."""
 
 
 class Session(LoadedModel):

@@ -1,5 +1,5 @@
-"""Splice hints for trainers that ask a teacher themselves: insert a hint at any turn, score, and slice the step's rows
-out.
+"""Splice hints for trainers that query the teacher on their own: insert a hint at any turn, score, and slice out the step's
+rows.
 
 Teacher outputs are aligned as in verl and most padding servers: a sequence of S tokens has S rows, row t holds the
 teacher's prediction of token t + 1, and the last row is empty.

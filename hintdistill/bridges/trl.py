@@ -38,7 +38,7 @@ from hintdistill.recipes import Recipe
 
 NAME = "trl"
 MOST_COPIES = 20
-"""Largest number of copies of the most frequently served row, for one copy of the least frequently served."""
+"""Maximum number of copies of the most frequently served row, for one copy of the least frequently served."""
 NO_TAIL = -1e-7
 """The trainer's largest log-probability of all kept ids together, so that its rest is never zero."""
 _IDS, _FLOATS = pa.list_(pa.int32()), pa.list_(pa.float32())
@@ -71,7 +71,8 @@ def require_whole_weights(row: FlatRow) -> None:
 
 
 def copies_of(recipe: Recipe, kinds: Sequence[str]) -> dict[str, int]:
-    """Return the number of copies of a row of each kind, in the ratio of the kinds' coefficients before the first step.
+    """Return how many copies each kind of row gets, so that the copies are in the ratio of the kinds' coefficients
+    before the first step.
 
     Raises:
         ConfigError: the coefficients are not in a ratio of small whole numbers; the message names the kind.

@@ -34,7 +34,7 @@ def contexts_render(
     overrides: Overrides = None,
     trace: Annotated[str | None, typer.Option(help="Show only the trace with this id.")] = None,
     step: Annotated[int | None, typer.Option(min=0, help="Show only this step.")] = None,
-    most: Annotated[int, typer.Option(min=1, help="Largest number of steps to show.")] = 3,
+    most: Annotated[int, typer.Option(min=1, help="Maximum number of steps to show.")] = 3,
     as_json: Json = False,
 ) -> None:
     """Print the text that the teacher's views would read above each step, made and spliced as in a run. Nothing is

@@ -29,7 +29,7 @@ def serve(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8710,
     max_waiting: Annotated[
-        int, typer.Option(min=0, help="Largest number of waiting requests; further requests get status 429.")
+        int, typer.Option(min=0, help="Maximum number of waiting requests; further requests get status 429.")
     ] = 64,
     timeout_s: Annotated[float, typer.Option(min=0.001, help="Seconds after which a request gets status 504.")] = 120.0,
 ) -> None:

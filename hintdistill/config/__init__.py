@@ -231,10 +231,10 @@ class GateSection(Section):
     min_student_probability: float = Field(default=0.01, ge=0.0, le=1.0)
     """If the decision token has a lower probability without a hint, the error is not considered this student's."""
     checks: tuple[GateCheck, ...] = GATE_CHECKS
-    """Further checks. `legal_gain`: `min_legal_gain` moves to continuations that the tool schemas allow; `specific`:
-    the quote falls more than the rest of the step; `leak`: the hint contains no literal that is missing from the step's
-    context; `dialect`: no tool-call markup of another model; `words`: no hint that proposes a call no schema allows
-    (`illegal`) or says nothing (`vacuous`)."""
+    """Further checks. `legal_gain`: at least `min_legal_gain` of probability moves to continuations that the tool
+    schemas allow; `specific`: the quote falls more than the rest of the step; `leak`: the hint contains no literal that
+    is missing from the step's context; `dialect`: no tool-call markup of another model; `words`: no hint that proposes
+    a call no schema allows (`illegal`) or says nothing (`vacuous`)."""
 
 
 class RescoreSection(Section):
@@ -288,12 +288,12 @@ class ReportSection(Section):
     html: bool = True
     """Whether report.html is written in addition to report.json."""
     max_findings: int = Field(default=5000, ge=0)
-    """Largest number of findings in the HTML: the most probable errors first, half of them trained. The JSON contains
+    """Maximum number of findings in the HTML: the most probable errors first, half of them trained. The JSON contains
     all findings. Trace text makes the page large: 5,000 findings on traces of 12,000 tokens each take about 100 MB."""
     off_target: dict[str, ConfigPath] = Field(default_factory=dict)
     """Further trace files by name, e.g. near-misses, on which off-target KL is measured."""
     off_target_steps: int = Field(default=400, ge=1)
-    """Largest number of steps per off-target set, drawn with the run's seed."""
+    """Maximum number of steps per off-target set, drawn with the run's seed."""
 
 
 class RunConfig(Section):

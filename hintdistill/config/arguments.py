@@ -2,7 +2,7 @@
 module does not import torch.
 
 Allowed arguments change neither the rows, their order and repetition, nor what is written and resumed from. Under any
-of them, a training that is killed and resumed ends with the same weights.
+of them, a training run that is killed and resumed ends with the same weights.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ALLOWED: dict[str, Any] = {
     "ddp_broadcast_buffers": bool,
 }
 """Argument → the type of its value."""
-_RESUME = "a resumed training would not end with the same weights"
+_RESUME = "a resumed training run would not end with the same weights"
 REFUSED: dict[str, str] = {
     "ignore_data_skip": f"it reads rows again after a resume: {_RESUME}",
     "save_only_model": f"it omits the optimiser's state from checkpoints: {_RESUME}",
@@ -49,7 +49,7 @@ REFUSED: dict[str, str] = {
     "label_smoothing_factor": "the recipe defines the loss",
     "average_tokens_across_devices": "the loss itself counts its slots over all processes",
     "neftune_noise_alpha": "noise on the embeddings would also affect the teacher's branches",
-    "logging_nan_inf_filter": "it hides losses that are not finite, which must stop a training",
+    "logging_nan_inf_filter": "it hides losses that are not finite, which must stop a training run",
     "torch_compile": "the shared prefix splits a row in Python; this combination is untested",
     "use_liger_kernel": "it replaces the model's forward pass, whose hidden states the loss reads; docs/training.md "
     "says what was tried",

@@ -19,6 +19,6 @@ class ContextsSection(Section):
     file: ConfigPath | None = None
     """Any other text by task, in the same forms, for the maker `file`, e.g. text that a harness or a debate wrote."""
     shown: int = Field(default=1, ge=1)
-    """Largest number of rollouts of each outcome that a context of peers shows."""
+    """Maximum number of rollouts of each outcome that a context of peers shows."""
     max_tokens: int = Field(default=4096, ge=1)
     """Documents (solutions, demonstrations, rollouts) with more tokens are refused (`hint_too_long`)."""

@@ -73,7 +73,7 @@ class LLMSection(Section):
     temperature: float = Field(default=0.0, ge=0.0)
     """Sampling temperature of the critic; 0 is greedy."""
     max_tokens: int = Field(default=1024, ge=1)
-    """Largest number of tokens in an answer, reasoning included."""
+    """Maximum number of tokens in an answer, reasoning included."""
     context_tokens: int | None = Field(default=None, ge=64)
     """Context length of the critic in tokens. A longer trace is read in windows. Default: the limit of the model or the
     server."""
@@ -96,7 +96,7 @@ class LLMSection(Section):
     any decision; `decisive`: who made the run fail, and which mistake it would have succeeded without; `place`: the
     part of the step that contains the quote. Set `[]` for a critic that was trained on the short form."""
     max_findings: int = Field(default=8, ge=1)
-    """Largest number of findings in one answer, under `json_schema`."""
+    """Maximum number of findings in one answer; applies only with `json_schema`."""
     repair_rounds: int = Field(default=1, ge=0, le=3)
     """How often an invalid answer is sent back together with the problem."""
     drop_unfound_quotes: bool = False
@@ -171,7 +171,7 @@ class CriticSection(Section):
     """Which findings are used. `decisive`: findings that a critic marks as decisive, and root findings of critics that
     mark none; `roots`: all root findings, marked or not."""
     max_per_trace: int = Field(default=3, ge=1)
-    """Largest number of root findings used per trace."""
+    """Maximum number of root findings used per trace."""
     min_confidence: float = Field(default=0.0, ge=0.0, le=1.0)
     """Findings with a lower confidence are skipped (`low_confidence`)."""
     prompts: ConfigPath | None = None

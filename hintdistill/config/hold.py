@@ -23,7 +23,7 @@ class HoldSection(Section):
     per_trace: int = Field(default=1, ge=1)
     """Number of steps held per trace, drawn with the run's seed; given steps are never drawn."""
     limit: int | None = Field(default=None, ge=1)
-    """Largest number of traces, drawn with the run's seed; for a split, its first tasks."""
+    """Maximum number of traces, drawn with the run's seed; for a split, its first tasks."""
     weight: float | None = Field(default=None, ge=0.0)
     """Coefficient of the hold term (`train.recipe.terms.hold.coef`). A recipe without that term gets the default
     recipe's anchor on these rows, with this coefficient. 0 removes the term; `null` uses the recipe's own coefficient,

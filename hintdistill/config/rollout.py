@@ -111,7 +111,7 @@ class RolloutSection(Section):
     """Splits to measure. The first one gives `environment.before` and `environment.after`; the report shows all of
     them."""
     limit: int | None = Field(default=None, ge=1)
-    """Largest number of tasks per split."""
+    """Maximum number of tasks per split."""
     temperature: float = Field(default=0.0, ge=0.0)
     """Sampling temperature for measuring success; 0 is greedy."""
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
@@ -121,23 +121,23 @@ class RolloutSection(Section):
     min_p: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Like `sample.min_p`, for measuring success."""
     max_new_tokens: int = Field(default=256, ge=1)
-    """Largest number of tokens in one step."""
+    """Maximum number of tokens in one step."""
     max_steps: int = Field(default=16, ge=1)
-    """Largest number of steps in an episode."""
+    """Maximum number of steps in an episode."""
     batch_size: int = Field(default=64, ge=1)
     """Number of episodes sampled together in this process."""
     timeout_s: float | None = Field(default=60.0, gt=0.0)
     """Seconds that the environment may take for one answer. If it takes longer, the episode is lost."""
     sample: SampleSection = SampleSection()
     overlap: bool = False
-    """Let the server sample the next round's episodes while this round trains. Their policy is one round old. Recipes
-    with an importance ratio divide by their recorded log-probabilities."""
+    """Let the server sample the next round's episodes while this round trains. The policy that samples them is then
+    one round old. Recipes with an importance ratio use the log-probabilities recorded with these episodes."""
     stop: StopSection = StopSection()
     source: Literal["environment", "replay"] = "environment"
     """Source of the traces in each round of the loop. `environment`: the student plays whole episodes. `replay`:
     without an environment, the student acts once at each of `sample.episodes` steps, which are drawn each round from
-    recorded traces (`traces.path`). An LLM critic sees the recorded step and its sequel as context. After ReOPD (arXiv
-    2607.04763)."""
+    recorded traces (`traces.path`). An LLM critic sees the recorded step and what followed it as context. This follows
+    ReOPD (arXiv 2607.04763)."""
 
     @model_validator(mode="after")
     def _overlaps(self) -> RolloutSection:

@@ -170,7 +170,7 @@ class TrainSection(Section):
     """Share of the optimiser steps during which the learning rate rises from 0 to its peak, rounded down to whole
     steps."""
     schedule: str = "linear"
-    """Learning-rate schedule after the warm-up, by transformers' name, e.g. `linear`, `cosine`,
+    """Learning-rate schedule after the warm-up, under its name in transformers, e.g. `linear`, `cosine`,
     `constant_with_warmup`."""
     max_grad_norm: float = Field(default=1.0, gt=0.0)
     """Largest norm of the gradient; larger gradients are clipped to it."""

@@ -126,7 +126,7 @@ HINT_SOURCES: Registry[HintSource] = Registry("hint source", HintSource, {c.name
 
 @dataclass(frozen=True)
 class TwinMaker:
-    """Describe a maker of twins, i.e. of the smallest changes of a step's context under which the step is right; see
+    """Describe a maker of twins, i.e. of the smallest changes of a step's context that make the step right; see
     docs/twins.md."""
 
     name: str

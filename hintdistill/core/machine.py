@@ -24,7 +24,7 @@ poorly."""
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes of one number, by precision."""
 SMALL = 50_000_000
-"""Largest number of parameters for which a CPU always computes in float32, because nothing is gained by bfloat16."""
+"""Maximum number of parameters for which a CPU always computes in float32, because nothing is gained by bfloat16."""
 
 
 @cache
@@ -73,8 +73,8 @@ class Peak:
 
     @property
     def added(self) -> int:
-        """Bytes of the stage's own work. The parts in `BESIDE` are excluded, because they are counted exactly or known
-        otherwise."""
+        """Bytes that the stage itself allocates. The parts in `BESIDE` are excluded, because they are counted exactly
+        or known otherwise."""
         return self.total - sum(self.parts.get(name, 0) for name in BESIDE)
 
 

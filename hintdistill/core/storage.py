@@ -27,7 +27,8 @@ REPAIR = "`hintdistill verify` lists the damaged files of the folder, and --resu
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Write a temporary file, flush it to disk and rename it: a reader sees the old file or the new one, never a part.
+    """Write a temporary file, flush it to disk and rename it: a reader sees either the old file or the
+    new one, never a partial file.
 
     Lone surrogates, which a trace may contain, are written in the same way as in rows.
     """

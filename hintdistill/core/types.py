@@ -225,7 +225,7 @@ class Replacement(FrozenModel):
 
 
 class TwinEdit(FrozenModel):
-    """Describe the smallest change of a step's context under which the erring step is right."""
+    """Describe the smallest change of a step's context that makes the erring step right."""
 
     kind: str = Field(min_length=1)
     """Kind of the edit within its class: `rename`, `add`, `describe`, ..."""
@@ -259,7 +259,7 @@ class Finding(FrozenModel):
     facts: dict[str, Any] = Field(default_factory=dict)
     """Values a hint template may use: `wrong`, `right`, `tool`, `error`, ..."""
     twin: TwinEdit | None = None
-    """The smallest edit under which the step would be right, if the critic wrote one."""
+    """The smallest edit that would make the step right, if the critic wrote one."""
     decisive: bool | None = None
     """Whether the run would have succeeded without this error; None if the critic was not asked."""
 

@@ -22,9 +22,9 @@ from hintdistill.core.types import QuoteField, Usage, Verdict
 QUOTE_LENGTH, CLASS_LENGTH, HINT_LENGTH, ANALYSIS_LENGTH = 300, 48, 400, 1200
 """Length limits of strings in characters, so that constrained decoding always ends."""
 MOST_BRACES = 5_000
-"""Largest number of opening braces at which the parser looks for an answer, so that every text is parsed quickly."""
+"""Maximum number of opening braces at which the parser looks for an answer, so that every text is parsed quickly."""
 MOST_REPLACEMENTS = 3
-"""Largest number of replacements in one edit; more would not be a small edit."""
+"""Maximum number of replacements in one edit; more would not be a small edit."""
 
 
 _DECODER = json.JSONDecoder(strict=False)
@@ -57,7 +57,7 @@ class LLMFinding(Answer):
     confidence: Finite
     caused_by: int | None
     twin: list[LLMEdit] | None = None
-    """The smallest edit under which the step would be right; requested only if twins are made."""
+    """The smallest edit that would make the step right; requested only if twins are made."""
     decisive: bool | None = None
     """Whether the run would have succeeded without this mistake."""
     quote_in: QuoteField | None = None

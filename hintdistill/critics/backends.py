@@ -70,7 +70,7 @@ class Backend(Protocol):
 
     @property
     def context_tokens(self) -> int | None:
-        """Largest number of tokens of a question and its answer together, if known."""
+        """Maximum number of tokens of a question and its answer together, if known."""
         ...
 
 

@@ -36,9 +36,9 @@ from hintdistill.engines.transformers import TransformersEngine
 from hintdistill.engines.turns import Turns
 
 SLACK = 256
-"""Smallest number of free token places in a conversation's buffers."""
+"""Minimum number of free token places in a conversation's buffers."""
 TOGETHER = 16
-"""Largest number of callers served together; above it, callers that still prepare are not waited for."""
+"""Maximum number of callers served together; above it, callers that still prepare are not waited for."""
 WORTH = 32
 """Number of common tokens above which one of two new conversations waits until the other has been read."""
 Layers = dict[int, tuple[Tensor, Tensor]]

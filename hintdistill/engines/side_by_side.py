@@ -28,7 +28,7 @@ class SideBySide:
     """Run the readers of one model."""
 
     def __init__(self, readers: int) -> None:
-        """Set the largest number of readers; their threads start when they are first needed."""
+        """Set the maximum number of readers; their threads start when they are first needed."""
         self.readers = readers
         self._pool: ThreadPoolExecutor | None = None
 

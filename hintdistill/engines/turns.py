@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 
 PASSED = 32
-"""Largest number of turns that threads may take to prepare while work is waiting."""
+"""Maximum number of turns that threads may take to prepare while work is waiting."""
 Ticket = object
 """A place in a line."""
 

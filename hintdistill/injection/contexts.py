@@ -36,7 +36,7 @@ class ContextCase:
     texts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Texts by task for `solution`, `demonstration` and `file`."""
     shown: int = 1
-    """Largest number of rollouts of each outcome in the context."""
+    """Maximum number of rollouts of each outcome in the context."""
     number: int = 0
     """Number of this context among several of its kind, from 0."""
     findings: Sequence[Finding] = ()

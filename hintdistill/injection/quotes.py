@@ -90,8 +90,7 @@ def is_in_step(finding: Finding, message: Message) -> bool:
 def placed(
     quote: str | None, quote_in: QuoteField | None, call: int | None, message: Message
 ) -> tuple[QuoteField | None, int | None]:
-    """Return the place that a critic states for its quote, as far as it is true of the step; (None, None) if it is
-    not."""
+    """Return the place that a critic states for its quote, if it matches the step; otherwise (None, None)."""
     calls = message.tool_calls if call is None else message.tool_calls[call : call + 1]
     if quote is None or (call is not None and (not calls or quote_in in ("content", "reasoning"))):
         return None, None

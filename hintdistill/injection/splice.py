@@ -37,7 +37,7 @@ from hintdistill.injection.schema_tokens import legal_continuations
 from hintdistill.prompts import PromptLibrary
 
 SHORT_HINT = 64
-"""Largest number of tokens of a hint that is never too long relative to its context."""
+"""Maximum number of tokens of a hint that is never too long relative to its context."""
 QuoteFound = Literal["exact", "normalised", "fuzzy", "whole_step"]
 
 

@@ -1,4 +1,4 @@
-"""Define the shipped makers of twins, one per family of error classes: they write edits under which the step is right.
+"""Define the shipped makers of twins, one per family of error classes: they write edits that make the step right.
 
 A maker reads a `TwinCase` and yields edits, each of a different kind. It invents no facts: an edit only states what the
 step did (the tool that it called, the argument that it wrote, the value that it stated). Other code decides which edits
@@ -156,7 +156,7 @@ def unknown_tool(case: TwinCase) -> list[TwinEdit]:
 
 
 def wrong_argument(case: TwinCase) -> list[TwinEdit]:
-    """Yield edits under which the tool has the written argument, or does not require the missing one."""
+    """Yield edits after which the tool has the written argument, or does not require the missing one."""
     number = case.tool_number(case.call.name)
     if number is None:
         raise TwinError("no_edit", f"the tool {case.call.name} is not listed")
@@ -216,7 +216,7 @@ def _missing_argument(case: TwinCase, number: int, missing: list[str], propertie
 
 
 def wrong_argument_type(case: TwinCase) -> list[TwinEdit]:
-    """Yield edits under which the schema allows the written value: by its type, its enumeration, or the violated
+    """Yield edits after which the schema allows the written value: by its type, its enumeration, or the violated
     limit."""
     number = case.tool_number(case.call.name)
     found = [] if number is None else argument_errors(case.function(number), case.call)
@@ -295,7 +295,7 @@ _STATED = re.compile(r"\"[^\"\n]{1,80}\"|(?<![\w.])[-+]?\d[\d.,:/-]*\d(?!\w)|(?<
 
 
 def ignored_error(case: TwinCase) -> list[TwinEdit]:
-    """Yield edits under which the call did not fail: its observation contains the value that the step states."""
+    """Yield edits after which the call did not fail: its observation contains the value that the step states."""
     results = []
     for i in reversed(range(len(case.before))):
         if case.before[i].role != "tool":
@@ -379,7 +379,7 @@ def _shape_of_success(case: TwinCase, at: int, stated: list[str]) -> dict[str, A
 
 
 def repeated_failing_call(case: TwinCase) -> list[TwinEdit]:
-    """Yield edits under which the call had not failed before, or its failure was temporary."""
+    """Yield edits after which the call had not failed before, or its failure was temporary."""
     call, earlier = case.call, None
     for i in range(len(case.before) - 1, -1, -1):
         if any((c.name, c.arguments_raw) == (call.name, call.arguments_raw) for c in case.before[i].tool_calls):

@@ -72,7 +72,7 @@ def right_tool(trace: Trace, finding: Finding, call: ToolCall) -> str | None:
 
 
 def schema_for(call: ToolCall, like: dict[str, Any] | None) -> dict[str, Any]:
-    """Return a schema under which a call is right: another tool's schema under the called name, or one made from the
+    """Return a schema that makes a call right: another tool's schema under the called name, or one made from the
     call's arguments."""
     if like is not None:
         schema = copy.deepcopy(like)

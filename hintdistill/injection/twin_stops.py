@@ -1,5 +1,4 @@
-"""Define the shipped maker of twins for a step that ends its task too early: it writes edits under which the end is
-right.
+"""Define the shipped maker of twins for a step that ends its task too early: it writes edits that make the end right.
 
 There are two kinds of edits. In the first, the request does not ask for the missing thing: its words are removed
 (`unasked`), it is not needed (`waived`), or the user already has it (`had`). In the second, an observation above the
@@ -25,7 +24,7 @@ _ITEM = rf"{_DETERMINER} [\w-]+(?: [\w-]+)?"
 
 
 def stopped_early(case: TwinCase) -> list[TwinEdit]:
-    """Yield edits under which the missing thing is not requested, not needed, already there, or in an observation above
+    """Yield edits after which the missing thing is not requested, not needed, already there, or in an observation above
     the step."""
     if case.message.tool_calls:
         raise TwinError("no_edit", "the step calls a tool, so it does not end the task")

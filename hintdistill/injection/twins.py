@@ -38,9 +38,9 @@ class Stage:
     may_hide: bool
     """Whether the template may omit it: a schema's list of required arguments, which follows from the rest."""
     removed: int
-    """Largest number of characters that the last place may remove from the render."""
+    """Maximum number of characters that the last place may remove from the render."""
     added: int
-    """Largest number of characters that it may add."""
+    """Maximum number of characters that it may add."""
 
 
 def apply_edit(trace: Trace, step: int, edit: TwinEdit) -> tuple[Trace, int]:

@@ -145,7 +145,7 @@ class _Restricted:
 
 
 KEEP_ELEMENTS = 1 << 24
-"""Largest number of logits that `linear_kept` stores until the backward pass (64 MB in float32); above it, they are
+"""Maximum number of logits that `linear_kept` stores until the backward pass (64 MB in float32); above it, they are
 computed again there."""
 
 

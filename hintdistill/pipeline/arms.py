@@ -117,7 +117,7 @@ def cross_entropy(section: TrainSection) -> dict[str, Any]:
 
 
 def training_content(section: TrainSection) -> dict[str, Any]:
-    """Return the settings that a training depends on; a recipe's name or path is replaced by its content."""
+    """Return the settings that a training run depends on; a recipe's name or path is replaced by its content."""
     external = section.effective_recipe.teacher.model
     return {
         **section.model_dump(mode="json", exclude={"recipe", *OUTPUT_KEYS}),
@@ -188,7 +188,7 @@ def train_arm(
 ) -> TrainSummary:
     """Train on `targets` for exactly `job.steps` optimiser steps, unless `out` already contains that student.
 
-    All trainings of arms go through this function.
+    All training runs of arms go through this function.
 
     Args:
         advance: called after every optimiser step.
@@ -213,7 +213,7 @@ def train_arm(
     key = content_key("arm", job.name, *made_of, job.run.seed, job.run.dtype, *ended)
     summary = read_summary(out)
     if summary is None or summary.key != key:
-        shutil.rmtree(work, ignore_errors=True)  # of a training with other settings
+        shutil.rmtree(work, ignore_errors=True)  # of a training run with other settings
         # what moved is measured afterwards, on steps that all arms share
         watch = WatchSets(
             from_initial=job.student == job.initial or config.effective_recipe.teacher.update == "initial"

@@ -253,8 +253,8 @@ class ArmRun:
         )
 
     def _made_of(self) -> list[Any]:
-        """Return the origin of the arm's targets as far as it is not the run's own: prompts, and for corrections how
-        they are sampled and judged."""
+        """Return everything that the arm's targets depend on beyond the run's own targets: the prompts and, for
+        corrections, how they are sampled and judged."""
         ctx = self.bench.ctx
         if self.arm.name == "hint":
             return []

@@ -64,7 +64,7 @@ def asked(ctx: RunContext, traces: Sequence[Trace], made: Collection[str] = ()) 
 
 
 def row_key(trace: str, critic: Critic, of: Trace) -> str:
-    """Return the key of a critic's row on the trace whose row has the key `trace`."""
+    """Return the key under which a critic's row for a trace is stored; `trace` is the key of the trace's own row."""
     return content_key("critique", trace, critic.name, critic.key(of))
 
 

@@ -138,7 +138,7 @@ class Player:
             gap = server.hand_over(student, engine, self._probe)
         self._handed = student, server
         self.top.console.note(
-            f"handed {student} to the server; its log-probabilities differ by {gap:.2g} nats per token"
+            f"handed {student} to the server; the server's log-probabilities differ from ours by {gap:.2g} nats per token"
         )
         return server
 

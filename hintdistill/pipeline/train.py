@@ -70,9 +70,9 @@ def warn_if_actions_are_unknown(ctx: RunContext, stored: StoredTargets) -> None:
     if lost:
         kinds = ", ".join(f"{n} of kind {kind}" for kind, n in Counter(t.kind for t in lost).items())
         ctx.console.warn(
-            f"{len(lost)} accepted targets are left out ({kinds}): their terms have the loss span "
-            "action, and the end of the reasoning cannot be found in the step's tokens, for example in "
-            f"trace {lost[0].trace_id}, step {lost[0].step}; span: step includes them"
+            f"{len(lost)} accepted targets are left out ({kinds}): their terms use the loss span "
+            "`action`, but the end of the reasoning cannot be found in the step's tokens, for example in "
+            f"trace {lost[0].trace_id}, step {lost[0].step}; to include them, set `span: step`"
         )
 
 
@@ -284,7 +284,7 @@ def into(ctx: RunContext, folder: Path) -> tuple[str, str, TrainSummary]:
     made_of = [
         sorted(t.key for t in targets.heads),
         # what is read, what bounds it and where the outcome goes decide whether there is a student, not which: they do not
-        # start a training over; the recipe and its teacher are the two lines after it, wherever their files are
+        # start a training run over; the recipe and its teacher are the two lines after it, wherever their files are
         section.model_dump(mode="json", exclude={"watch", "tripwires", "recipe", "teacher_model", *OUTPUT_KEYS})
         | {"learning_rate": section.rate},
         content(section.effective_recipe),

@@ -45,7 +45,7 @@ def rollouts(recipe: Recipe) -> str:
         return "recorded, as published"
     return (
         "recorded before training; published with rollouts that the student samples during training (`run.rounds` "
-        "samples between trainings)"
+        "samples between training runs)"
     )
 
 

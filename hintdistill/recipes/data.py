@@ -88,7 +88,7 @@ class TeacherRule(Part):
     """Interval in optimiser steps. For `periodic`: between copies of the student; for `cgtr`: between decisions whether
     to copy."""
     isolation: int = Field(default=30, ge=1)
-    """For `cgtr`: smallest number of optimiser steps between two copies."""
+    """For `cgtr`: minimum number of optimiser steps between two copies."""
     margin: float = Field(default=0.05, ge=0.0)
     """For `cgtr`: required rise of the repair rate on held-out findings since the last copy."""
     tail: float = Field(default=3.2, gt=1.0)

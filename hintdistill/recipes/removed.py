@@ -65,14 +65,14 @@ NOT_BUILT: dict[str, NotBuilt] = {
     "geometry": NotBuilt(
         "Geometry of on-policy distillation",
         "arXiv 2606.07082",
-        "nothing that trains: it measures the weights after a training",
+        "nothing that trains: it measures the weights after training",
         "no report shows it; by its finding LoRA of rank 16 or more suffices, and 32 is the default",
     ),
     "guided_surprisal": NotBuilt(
         "Pedagogical RL's surprisal gate",
         "noahziems.com/pedagogical-rl (notes)",
         "a teacher that is itself trained by RL, and rollouts under its guidance",
-        "the teacher would need a separate training",
+        "the teacher would have to be trained separately",
         "a weight `{score: surprisal, shape: exp_decay}` in any recipe",
     ),
     "lgr": NotBuilt(
@@ -98,7 +98,7 @@ NOT_BUILT: dict[str, NotBuilt] = {
     "omni_chunk": NotBuilt(
         "OmniOPD, agreement of sampled chunks",
         "arXiv 2606.01476",
-        "ten continuations of the teacher at each of ten places of a rollout",
+        "ten continuations of the teacher at each of ten positions in a rollout",
         "the teacher would have to generate text during training",
         "its KL on unaudited tokens is the term `anchor`; its selection by entropy is `{score: H_S, shape: top_frac}`",
         "mechanism",
@@ -162,7 +162,7 @@ NOT_BUILT: dict[str, NotBuilt] = {
     "resample_suffix": NotBuilt(
         "Near-future guidance, TOPD-OT",
         "arXiv 2606.00305",
-        "short continuations of student and teacher at hundreds of places of a rollout",
+        "short continuations of student and teacher at hundreds of positions in a rollout",
         "both would have to generate text during training",
     ),
     "reward_decay": NotBuilt(

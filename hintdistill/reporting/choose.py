@@ -10,7 +10,7 @@ from hintdistill.core.errors import ConfigError
 from hintdistill.reporting.worst import worst_first
 
 SHOWN = 10
-"""Largest number of names that an error lists; it also says how many more there are."""
+"""Maximum number of names that an error lists; it also says how many more there are."""
 
 
 @dataclass(frozen=True)

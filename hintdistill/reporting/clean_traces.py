@@ -12,7 +12,7 @@ from hintdistill.reporting.templates import text
 from hintdistill.reporting.transcripts import transcript
 
 SAMPLE = 8
-"""Largest number of traces in the report; a hash of their content selects them, so that the selection is stable."""
+"""Maximum number of traces in the report; a hash of their content selects them, so that the selection is stable."""
 LONGEST = 8000
 """Number of characters of a trace on the page; the number of cut characters is shown."""
 

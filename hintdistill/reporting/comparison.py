@@ -18,7 +18,7 @@ from hintdistill.reporting.templates import PAGE, text
 
 COMPARISON_SCHEMA = 1
 SHOWN = 200
-"""Largest number of findings of each kind on the page; the JSON contains all."""
+"""Maximum number of findings of each kind on the page; the JSON contains all."""
 _PAGE = Markup(
     '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
     '<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>hintdistill: {title}</title>\n<style>{style}</style>\n'

@@ -1,4 +1,4 @@
-"""The curves of a training in the report: loss, movement, and probabilities of decision tokens."""
+"""The curves of a training run in the report: loss, movement, and probabilities of decision tokens."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ INK, GRID = "#1d2330", "#d3d8e2"
 DASHES = ("-", "--", "-.", ":")
 """Dash patterns, so that lines differ not only in colour."""
 ROWS = 12
-"""Largest number of rows in the table below a drawing; report.json contains all readings."""
+"""Maximum number of rows in the table below a drawing; report.json contains all readings."""
 
 
 Lines = Mapping[str, Sequence[float | None]]
 
 
 def curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Return the readings of a training as series over its optimiser steps.
+    """Return the readings of a training run as series over its optimiser steps.
 
     Args:
         rows: rows of metrics.jsonl; see docs/metrics.md.

@@ -13,7 +13,7 @@ from hintdistill.reporting.templates import text
 from hintdistill.reporting.verdict import is_near_miss
 
 SHOWN = 4
-"""Largest number of episodes per split whose text is in the report; episodes.jsonl contains all."""
+"""Maximum number of episodes per split whose text is in the report; episodes.jsonl contains all."""
 LONGEST = 6000
 """Number of characters of an episode in the report; the number of cut characters is shown."""
 

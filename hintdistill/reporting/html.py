@@ -40,7 +40,7 @@ def html_pieces(
 
     Args:
         document: the report document; see docs/report.md.
-        max_findings: largest number of findings on the page, those with the most probable error first.
+        max_findings: maximum number of findings on the page, those with the most probable error first.
         traces: by trace id, the result of `islands.trace_page`; without it, a finding shows only its own context.
     """
     shown, groups = worst(document["findings"], max_findings)

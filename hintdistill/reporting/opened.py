@@ -46,7 +46,7 @@ class Rows(list[dict[str, Any]]):
             import pandas  # type: ignore[import-untyped, import-not-found, unused-ignore]
         except ImportError:
             raise ConfigError(
-                "pandas is not installed", hint="run pip install pandas; the rows are plain dicts"
+                "pandas is not installed", hint="run pip install pandas, or use the rows directly: they are plain dicts"
             ) from None
         return pandas.DataFrame(list(self))
 

@@ -95,7 +95,7 @@ def _cells(arm: Mapping[str, Any]) -> list[str]:
 
 
 def remarks(document: Mapping[str, Any]) -> list[str]:
-    """Return remarks about single arms: a changed method, a missing guarantee, a training that stopped."""
+    """Return remarks about single arms: a changed method, a missing guarantee, a training run that stopped."""
     out = []
     for arm in document["arms"]:
         if arm["called"] != arm["recipe"]:

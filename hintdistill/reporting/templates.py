@@ -19,7 +19,7 @@ PAGE = Path(__file__).parent / "page"
 MOVED = 0.005
 """Smallest change of a token's probability that counts as movement."""
 ROWS = 40
-"""Largest number of tokens that a finding lists as plain HTML."""
+"""Maximum number of tokens that a finding lists as plain HTML."""
 
 
 @cache

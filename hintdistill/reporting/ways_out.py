@@ -11,7 +11,7 @@ from markupsafe import Markup
 from hintdistill.reporting.markup import html_table
 
 SHOWN = 100
-"""Largest number of findings listed individually; report.json contains all."""
+"""Maximum number of findings listed individually; report.json contains all."""
 WAYS_OUT: Mapping[str, tuple[str, str]] = {
     "consequence": (
         "An earlier finding caused the error, and only root errors are corrected.",

@@ -131,7 +131,7 @@ class StoredTargets(Sequence[Target]):
         return StoredTargets(self.source, self.heads.having("kind", kinds))
 
     def extent(self, at: int) -> tuple[int, int]:
-        """Return the numbers of tokens of a target's context and step, without reading from disk."""
+        """Return the lengths in tokens of a target's context and step, without reading from disk."""
         row = self.source.table.rows[self.heads.numbers[at]]
         return int(row["first_position"]), int(row["length"])
 
@@ -150,7 +150,7 @@ def _decided(table: HeadTable, numbers: np.ndarray, gate: GateSection) -> Decide
 
 
 def heads(targets: Sequence[Target]) -> Sequence[TargetHead]:
-    """Return the heads of targets, for stored targets without reading from disk."""
+    """Return each target's `TargetHead`; for stored targets, nothing is read from disk."""
     return targets.heads if isinstance(targets, StoredTargets) else targets
 
 
@@ -173,14 +173,14 @@ def by_part(targets: Sequence[Target]) -> Iterator[tuple[int, Target]]:
 
 
 def extents(targets: Sequence[Target]) -> list[tuple[int, int]]:
-    """Return the numbers of tokens of each target's context and step, for stored targets without reading from disk."""
+    """Return the lengths in tokens of each target's context and step; for stored targets, nothing is read from disk."""
     if isinstance(targets, StoredTargets):
         return [targets.extent(i) for i in range(len(targets))]
     return [(len(t.context_ids), len(t.step_ids)) for t in targets]
 
 
 def of_kind(targets: Sequence[Target], kind: TargetKind) -> Sequence[Target]:
-    """Return the targets of a kind, in their order, for stored targets without making heads."""
+    """Return the targets of a kind, in their order; for stored targets, no heads are made."""
     return targets.of_kind(kind) if isinstance(targets, StoredTargets) else [t for t in targets if t.kind == kind]
 
 

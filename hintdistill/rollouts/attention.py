@@ -16,7 +16,7 @@ from torch import Tensor
 
 NAME = "hintdistill_grouped"
 FEW = 32
-"""Largest number of queries per row for which this is faster; longer inputs use the library's attention."""
+"""Maximum number of queries per row for which this is faster; longer inputs use the library's attention."""
 
 
 def grouped(

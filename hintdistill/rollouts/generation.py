@@ -34,7 +34,7 @@ class SamplingOptions:
     min_p: float = 0.0
     """Sample only from tokens with at least this share of the most likely token's probability."""
     max_new_tokens: int = 256
-    """Largest number of tokens per step."""
+    """Maximum number of tokens per step."""
     max_steps: int = 16
     batch_size: int = 64
     seed: int = 0

@@ -86,7 +86,7 @@ def off_target_sets(
     environment's own checker decides, because these steps are not trained on.
 
     Args:
-        limit: largest number of steps per set, drawn with `seed`.
+        limit: maximum number of steps per set, drawn with `seed`.
     """
     chosen: dict[str, list[tuple[Trace, int]]] = {"other_steps": [], "clean": []}
     for episode in episodes:

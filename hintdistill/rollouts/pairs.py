@@ -64,7 +64,7 @@ def read_pairs(
 
     Args:
         families: names from the file or from `groups`; `*` means all.
-        per_family: largest number of pairs per family; the first ones are used.
+        per_family: maximum number of pairs per family; the first ones are used.
         groups: group name → its families.
 
     Raises:
@@ -109,7 +109,7 @@ def score(pairs: Sequence[Pair], right: Mapping[str, bool], test_families: Seque
     """Return the document of a student: one row per family and per habit, and the headline.
 
     A family's interval is Wilson's; pooled rows share trigger tasks across families, so their interval is a bootstrap
-    over trigger tasks. In the headline every habit has the same weight, and within a habit every pair.
+    over trigger tasks. The headline weights each habit equally and, within a habit, each pair.
 
     Args:
         right: whether each task of the pairs was right, by name.
@@ -151,7 +151,7 @@ def _shares(pairs: Sequence[Pair], right: Mapping[str, bool]) -> dict[str, Any]:
 
 
 def _pooled(pairs: Sequence[Pair], right: Mapping[str, bool], draws: int = 2000) -> dict[str, Any]:
-    """Return the shares over several families, every habit with the same weight, with the interval over trigger
+    """Average the shares over several families, weighting each habit equally, and add the interval over trigger
     tasks."""
     by_habit = {h: [p for p in pairs if p.habit == h] for h in dict.fromkeys(p.habit for p in pairs)}
     shares = [_shares(members, right) for members in by_habit.values()]
@@ -258,7 +258,7 @@ class PairSuite:
         parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
         parser.add_argument("student", type=Path, nargs="?", help="model folder")
         parser.add_argument("--families", nargs="+", default=["*"], help="names of families, or maker, test or all")
-        parser.add_argument("--per-family", "--n", type=int, help="largest number of pairs per family")
+        parser.add_argument("--per-family", "--n", type=int, help="maximum number of pairs per family")
         parser.add_argument("--pairs", type=Path, default=self.path, help="another world's pairs")
         parser.add_argument("--environment", help="another world's suite, path/to/file.py:Name")
         parser.add_argument("--test-families", nargs="+", default=list(self.tests), help="the families of the headline")

@@ -1,10 +1,10 @@
 """Sample one fresh step at a step of a recorded trace, without an environment.
 
 The student reads the recorded agent's context, and acts once. The messages above are given: they are neither critiqued
-nor trained on. The recorded step and its sequel are kept with the trace for a critic: they show how the environment
-answers, but not its answer to the fresh step.
+nor trained on. The recorded step and what followed it are kept with the trace for a critic: they show how the
+environment answers, but not its answer to the fresh step.
 
-After ReOPD (arXiv 2607.04763).
+This follows ReOPD (arXiv 2607.04763).
 """
 
 from __future__ import annotations

@@ -162,7 +162,7 @@ class Sampler:
                 replayed += [message, *running.environment.step(message).messages]
             if replayed != recorded:
                 raise EnvironmentFailure(
-                    "the environment gave another answer when played again; it must be deterministic"
+                    "the environment answered differently when the episode was replayed; it must be deterministic"
                 )
             running.messages = replayed
             running.context, running.hinted = list(branch.context_ids), list(branch.hinted_ids)

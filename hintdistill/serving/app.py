@@ -140,8 +140,8 @@ def _records(app: FastAPI, service: Service, gate: Gate, limits: Limits) -> None
 
     @app.post("/v1/traces", tags=["traces"], openapi_extra={"requestBody": body})
     async def traces(request: Request) -> Response:
-        """Store traces: one record or a list of records in any format that is read record by record, or OTLP (JSON or
-        protobuf).
+        """Store traces: one record or a list of records in any format that can be read one record at a time, or OTLP
+        (JSON or protobuf).
 
         The answer is sent when they are on disk. A record that is not a trace is refused with its reason; the other
         records are stored.

@@ -50,7 +50,7 @@ class DiagnoseAsked(Asked):
     model_config = ConfigDict(json_schema_extra={"examples": [{"messages": _MESSAGES, "tools": [_TOOL]}]})
 
     twins: bool = False
-    """Whether to look for the smallest change of the context under which the step would be right."""
+    """Whether to look for the smallest change of the context that would make the step right."""
     candidates: int = Field(default=4, ge=1, le=4)
     """Number of hints to try for each finding."""
 

@@ -63,7 +63,7 @@ class Service:
         return {"hints": [r.to_dict(asked.distributions) for r in ranked]}
 
     def record(self, records: list[Any]) -> dict[str, Any]:
-        """Write traces in any format that is read record by record; a record that is not a trace is refused with its
+        """Write traces in any format that can be read one record at a time; a record that is not a trace is refused with its
         reason.
 
         Raises:
@@ -95,7 +95,7 @@ def _check(record: Any, n: int) -> None:
     """Raise TraceError if a record on its own is not a trace."""
     found = recognise(record)
     if found is None or found.SCOPE != "record":
-        raise TraceError("the format of the record is not one that is read record by record; see docs/traces.md")
+        raise TraceError("this format cannot be read one record at a time; see docs/traces.md")
     source = Source(file="request", position=f"record {n}")
     for made in found.traces(Record(record, source), ReadOptions()):
         if not isinstance(made, Trace):

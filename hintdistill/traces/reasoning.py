@@ -48,7 +48,7 @@ def reasoning_of(value: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
 
 
 def thinking_text(value: Any) -> str | None:
-    """Return the text of thinking from a string, a part or a list of parts; None if no text can be read."""
+    """Return the reasoning text in a string, a part or a list of parts; None if no text can be read."""
     if isinstance(value, str):
         return value
     if isinstance(value, Mapping):

@@ -8,7 +8,7 @@ from hintdistill.core.extensions import ENGINES
 
 
 def available(config: TrainSection, engine: str = "transformers", several: bool = True) -> frozenset[str]:
-    """Return the needs (names of `recipes.needs.HOW`) that a training with these settings meets.
+    """Return the needs (names of `recipes.needs.HOW`) that a training run with these settings meets.
 
     Traces may carry rewards, and the tasks they name form groups; if they do not, the run reports it after reading
     them.

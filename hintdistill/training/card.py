@@ -157,7 +157,7 @@ HELD_ROWS = {
     "hold_rows": "steps of hold traces",
     "twin_rows": "erring steps in changed contexts in which they are right",
 }
-"""The counts in a summary of a training other than hints, with their descriptions."""
+"""The counts in a summary of a training run other than hints, with their descriptions."""
 
 
 def _held(facts: Mapping[str, Any]) -> str:

@@ -33,7 +33,7 @@ def weight_bytes(dtype: str, on_cpu: bool, shape: ModelShape) -> int:
 
 
 def setup_of(shape: ModelShape, run: RunSection, train: TrainSection, on_cpu: bool) -> TrainSetup:
-    """Return the memory setup of a training with these sections."""
+    """Return the memory setup of a training run with these sections."""
     stored, lora = weight_bytes(run.dtype, on_cpu, shape), train.lora
     return TrainSetup(
         trained=shape.parameters if lora is None else shape.adapter(lora.rank, lora.target_modules),
@@ -179,7 +179,7 @@ class Recommended:
 
     settings: Mapping[str, Any]
     token_budget: int
-    """Largest number of tokens in a micro-batch under these settings."""
+    """Maximum number of tokens in a micro-batch under these settings."""
     batches: int
     """Number of micro-batches per epoch if rows were packed by length up to the budget."""
     largest_batch: int

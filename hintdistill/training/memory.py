@@ -65,7 +65,7 @@ class Beside:
 
 @dataclass(frozen=True)
 class TrainSetup:
-    """Describe how a model is trained, as far as it affects memory."""
+    """Describe the properties of a model's training that affect memory."""
 
     trained: int
     """Number of weights with a gradient and two moments."""

@@ -1,4 +1,4 @@
-"""The rows of metrics that a training writes, and their truncation when it continues from a checkpoint."""
+"""The rows of metrics that a training run writes, and their truncation when it continues from a checkpoint."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ METRICS = "metrics.jsonl"
 
 
 def write_row(work: Path, row: dict[str, Any]) -> None:
-    """Append a row to the metrics of a training."""
+    """Append a row to the metrics of a training run."""
     append_line(work / METRICS, json.dumps(row))
 
 

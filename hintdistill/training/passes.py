@@ -52,8 +52,8 @@ def places(rows: Sequence[TraceRow], kind: str | None = None) -> list[Placed]:
 
 
 def forest(rows: Sequence[TraceRow], branched: Sequence[tuple[int, Slot]]) -> PrefixTree:
-    """Return each row as a separate trunk, even if two begin alike, because each carries its gradient; branches leave
-    them.
+    """Return a tree in which each row is a trunk, even where two rows begin alike, because each carries its own
+    gradient; branches start from the trunks.
 
     A row's last token is scored but never read. The trunks count as given, because the student's pass reads them.
     """

@@ -1,4 +1,4 @@
-"""Publish the student's folder on a hub, by a setting (`train.push`) or a command; off by default.
+"""Publish the student's folder to a hub, through a setting (`train.push`) or a command; off by default.
 
 The hub is huggingface.co, or the one that HF_ENDPOINT names. Only the student's folder is sent; it contains no trace.
 """

@@ -20,7 +20,7 @@ from hintdistill.rescoring.stored import by_key
 from hintdistill.training.rows import TraceRow, watch_rows
 
 MOST_HELD_OUT = 32
-"""Largest number of held-out findings on which a gated teacher is evaluated."""
+"""Maximum number of held-out findings on which a gated teacher is evaluated."""
 
 
 @dataclass(frozen=True)

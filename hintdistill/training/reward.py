@@ -78,7 +78,7 @@ class OutcomeRow:
 
 @dataclass(frozen=True)
 class OutcomeData:
-    """Hold what a training knows about the outcomes of its rollouts."""
+    """Hold what a training run knows about the outcomes of its rollouts."""
 
     outcomes: Mapping[str, TraceOutcome] = field(default_factory=dict)
     """The facts by trace id, for a recipe that uses rewards."""

@@ -37,7 +37,7 @@ from hintdistill.training.watch import NOTHING, Watch, WatchSets
 
 @dataclass(frozen=True)
 class TrainSummary:
-    """Summarise a training; the summary is written into the student's complete folder."""
+    """Summarise a training run; the summary is written into the student's complete folder."""
 
     key: str
     hint_rows: int
@@ -74,7 +74,7 @@ def read_summary(student: Path) -> TrainSummary | None:
 
 @dataclass(frozen=True)
 class TrainData:
-    """Hold the data of a training."""
+    """Hold the data of a training run."""
 
     targets: Sequence[Target]
     """Accepted hints, chosen anchors, hold steps and twins to train on."""
@@ -107,7 +107,7 @@ class TrainJob:
 
 @dataclass(frozen=True)
 class Listener:
-    """Hold the callbacks of a training."""
+    """Hold the callbacks of a training run."""
 
     progress: Callable[[int, int], None] | None = None
     """Called after each optimiser step with the numbers of finished and planned steps."""

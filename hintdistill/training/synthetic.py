@@ -1,4 +1,4 @@
-"""Rows of given lengths with random ids, and short trainings on them, to measure the trainer before there are
+"""Rows of given lengths with random ids, and short training runs on them, to measure the trainer before there are
 targets."""
 
 from __future__ import annotations

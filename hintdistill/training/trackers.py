@@ -34,7 +34,7 @@ def trackers_arguments(config: TrainSection, work: Path, name: str) -> tuple[dic
 
     Args:
         work: the training's folder; each tracker gets `work/tracker/<its name>`.
-        name: the run's name; a training resumed under the same name continues the same tracker run.
+        name: the run's name; a training run resumed under the same name continues the same tracker run.
     """
     if not config.trackers:
         return {"report_to": "none"}, {}

@@ -1,4 +1,4 @@
-"""Measurements that a training has not written into a row yet, kept with each checkpoint.
+"""Measurements that a training run has not written into a row yet, kept with each checkpoint.
 
 Rows are written every `train.logging_steps` steps and checkpoints every `train.save_steps`. If one is not a multiple of
 the other, the first row after a resume also covers steps before the checkpoint. The sums of these steps are in

@@ -30,7 +30,7 @@ from hintdistill.training.processes import lockstep
 from hintdistill.training.rows import TraceRow
 
 FILE = "grad_window.json"
-"""File in a training's working folder that maps steps to cosines."""
+"""File in a training run's working folder that maps steps to cosines."""
 
 
 def require_window(passes: Passes) -> None:

@@ -271,4 +271,4 @@ def test_an_environment_that_answers_otherwise_the_second_time_is_found_out(samp
     trace = next(e.trace for e in plain if len(e.trace.step_indices) > 1)
     context = trace.step(1).prompt_token_ids
     (episode,) = sampler.branches(Suite(), [Branch(trace, 1, context, context)])
-    assert episode.failure.startswith("the environment gave another answer when played again")
+    assert episode.failure.startswith("the environment answered differently when the episode was replayed")
