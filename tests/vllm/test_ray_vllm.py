@@ -28,7 +28,7 @@ def targets(folder, *more: str):
 
 def test_an_actor_holds_vllm_and_scores_what_transformers_does(tmp_path):
     os.environ |= {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "VLLM_CPU_KVCACHE_SPACE": "1"}
-    small = ["critic.use=[rules]", "traces.limit=16", "rescore.part_rows=4", "train.watch.steps=3"]
+    small = ["run.dtype=float32", "critic.use=[rules]", "traces.limit=16", "rescore.part_rows=4", "train.watch.steps=3"]
 
     def settings(name: str, *more: str):
         return load_config(ROOT / "configs" / "quickstart.yaml", [*small, f"run.dir={tmp_path / name}", *more])
