@@ -14,38 +14,26 @@ import psutil
 import pytest
 import yaml
 from conftest import ROOT
+from support.ray_cluster import cluster
 
-# a cluster of this machine alone, on a machine that may be busy; it leaves nothing in the home folder
-os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_agent_register_timeout_ms": "180000", "RAY_USAGE_STATS_ENABLED": "0"}
-ray = pytest.importorskip("ray")
+pytest.importorskip("ray")
 
-from hintdistill.config.file import load_config  # noqa: E402
-from hintdistill.core.errors import ServiceError  # noqa: E402
-from hintdistill.core.scores import Target  # noqa: E402
-from hintdistill.pipeline.progress import Console  # noqa: E402
-from hintdistill.pipeline.ray_shards import Actors, run_on_ray  # noqa: E402
-from hintdistill.pipeline.run import run  # noqa: E402
-from hintdistill.pipeline.store import SHARDS, RunDir  # noqa: E402
-from hintdistill.rescoring.store import TargetStore  # noqa: E402
+from hintdistill.config.file import load_config
+from hintdistill.core.errors import ServiceError
+from hintdistill.core.scores import Target
+from hintdistill.pipeline.progress import Console
+from hintdistill.pipeline.ray_shards import Actors, run_on_ray
+from hintdistill.pipeline.run import run
+from hintdistill.pipeline.store import SHARDS, RunDir
+from hintdistill.rescoring.store import TargetStore
 
 SMALL = ("critic.use=[rules]", "traces.limit=32", "rescore.part_rows=8", "train.watch.steps=3")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cluster():
-    """A cluster of this machine alone; workers import the package from where this process does."""
-    os.environ["PYTHONPATH"] = f"{ROOT}:{ROOT / 'tests'}"
-    for left in reversed(range(5)):
-        try:
-            # its own agents have seconds to start in, which are too few on a machine with much else to do
-            ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
-            break
-        except Exception:
-            ray.shutdown()
-            if not left:
-                raise
-    yield
-    ray.shutdown()
+def started():
+    with cluster():
+        yield
 
 
 def settings(folder: Path, *more: str):

@@ -7,10 +7,10 @@ import os
 import numpy as np
 import pytest
 from conftest import ROOT
+from support.ray_cluster import cluster
 
-os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_agent_register_timeout_ms": "180000", "RAY_USAGE_STATS_ENABLED": "0"}
 pytest.importorskip("vllm", reason="vllm is not installed in this environment; `make test-vllm` has its own")
-ray = pytest.importorskip("ray")
+pytest.importorskip("ray")
 pytestmark = pytest.mark.vllm
 
 from hintdistill.config.file import load_config  # noqa: E402
@@ -27,18 +27,15 @@ def targets(folder, *more: str):
 
 
 def test_an_actor_holds_vllm_and_scores_what_transformers_does(tmp_path):
-    os.environ |= {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     small = ["run.dtype=float32", "critic.use=[rules]", "traces.limit=16", "rescore.part_rows=4", "train.watch.steps=3"]
 
     def settings(name: str, *more: str):
         return load_config(ROOT / "configs" / "quickstart.yaml", [*small, f"run.dir={tmp_path / name}", *more])
 
     run(settings("whole"), tmp_path / "whole", until="rescore", console=Console(quiet=True))
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
-    try:
+    with cluster():
         run_on_ray(settings("shared", "rescore.engine.backend=vllm"), 2, Actors(1), console=Console(quiet=True))
-    finally:
-        ray.shutdown()
     one, two = targets(tmp_path / "whole"), targets(tmp_path / "shared")
     assert one.keys() == two.keys() and len(one) > 20
     for key, target in one.items():
