@@ -34,14 +34,12 @@ from blocks import put  # noqa: E402
 from command import exit_code  # noqa: E402
 from replay import results  # noqa: E402
 
-from benchmarks.ablation.ablate import BenchJob, plan_jobs  # noqa: E402
+from benchmarks.ablation.ablate import plan_jobs, run_jobs  # noqa: E402
 from benchmarks.ablation.markdown import table  # noqa: E402
 from benchmarks.ablation.settings import AblationConfig, load_ablation, parse_noise  # noqa: E402
 from benchmarks.ablation.table import clean, table_of  # noqa: E402
 from hintdistill.core.errors import EmptyFunnelError  # noqa: E402
 from hintdistill.core.statistics import crossed_bootstrap, difference, gap_closed, ratio  # noqa: E402
-from hintdistill.pipeline.arms import run_owed  # noqa: E402
-from hintdistill.pipeline.progress import Console  # noqa: E402
 
 CONFIG = ROOT / "benchmarks" / "ablation" / "critic_curve.yaml"
 PAGE = ROOT / "docs" / "critics.md"
@@ -183,10 +181,7 @@ def measure(args: argparse.Namespace) -> None:
     config = load_ablation(CONFIG, [*named, *args.overrides])
     shared, arms = plan_jobs(config)
     if not args.summary:
-        args.out.mkdir(parents=True, exist_ok=True)
-        for label, jobs in (("shared", shared), ("arms", arms)):
-            work = [BenchJob(config, args.out, job) for job in jobs]
-            run_owed(args.out, work, label, Console(), processes=config.ablate.processes)
+        run_jobs(config, args.out, {"shared": shared, "arms": arms})
     told = summary(config, results(config, args.out))
     if "hint" in told["arms"]:
         print(text(told))

@@ -29,13 +29,12 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from blocks import put  # noqa: E402
 
-from benchmarks.ablation.ablate import BenchJob, plan_jobs  # noqa: E402
+from benchmarks.ablation.ablate import BenchJob, plan_jobs, run_jobs  # noqa: E402
 from benchmarks.ablation.jobs import Job  # noqa: E402
 from benchmarks.ablation.settings import AblationConfig, load_ablation  # noqa: E402
 from benchmarks.ablation.table import table_of  # noqa: E402
 from hintdistill.core.statistics import crossed_bootstrap, difference, mean_of  # noqa: E402
-from hintdistill.pipeline.arms import result_of, run_owed  # noqa: E402
-from hintdistill.pipeline.progress import Console  # noqa: E402
+from hintdistill.pipeline.arms import result_of  # noqa: E402
 
 CONFIG = ROOT / "benchmarks" / "ablation" / "replay.yaml"
 PAGE = ROOT / "docs" / "environments.md"
@@ -154,10 +153,7 @@ def main() -> int:
     config = settings(args.seeds, args.overrides)
     shared, arms = plan_jobs(config)
     if not args.summary:
-        args.out.mkdir(parents=True, exist_ok=True)
-        for label, jobs in (("shared", shared), ("arms", arms), ("more passes", more_passes(config))):
-            work = [BenchJob(config, args.out, job) for job in jobs]
-            run_owed(args.out, work, label, Console(), processes=config.ablate.processes)
+        run_jobs(config, args.out, {"shared": shared, "arms": arms, "more passes": more_passes(config)})
     told = summary(config, results(config, args.out))
     if "replay - stale" in told["minus"]:
         print(table(told))

@@ -185,6 +185,18 @@ def _results(config: AblationConfig, folder: Path, jobs: Sequence[Job]) -> list[
     return [r for r in found if r is not None]
 
 
+def run_jobs(
+    config: AblationConfig, folder: Path, jobs: Mapping[str, Sequence[Job]], console: Console | None = None
+) -> int:
+    """Run the jobs that are owed, one kind after the other; `jobs` are by kind. Return the number of finished ones."""
+    folder.mkdir(parents=True, exist_ok=True)
+    console, done = console or Console(), 0
+    for label, members in jobs.items():
+        work = [BenchJob(config, folder, j) for j in members]
+        done += run_owed(folder, work, label, console, processes=config.ablate.processes)
+    return done
+
+
 def _phase(
     log: JsonlStore, config: AblationConfig, folder: Path, jobs: Mapping[str, Sequence[Job]], console: Console
 ) -> None:
@@ -192,8 +204,7 @@ def _phase(
     began, done = time.monotonic(), 0
     try:
         for label, members in jobs.items():
-            work = [BenchJob(config, folder, j) for j in members]
-            done += run_owed(folder, work, label, console, processes=config.ablate.processes)
+            done += run_jobs(config, folder, {label: members}, console)
     finally:
         if done:
             row = {"phase": list(jobs)[-1], "jobs": done, "seconds": time.monotonic() - began}

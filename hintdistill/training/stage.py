@@ -165,15 +165,7 @@ def train(
             listener=Listener(progress, warn, log),
         )
         floor = processes.from_main(lambda: _floor(trainer, rows, work))
-        last = processes.from_main(lambda: _last_checkpoint(work))
-        total, reading = processes.from_main(lambda: cut_metrics(work, last))
-        if last is not None and not unlogged.load(trainer, last):
-            trainer.losses.total, trainer.losses.step = total, int(last.name.rpartition("-")[2])
-        if trainer.watch is not None and reading:
-            trainer.watch.last = reading["step"]
-            if trainer.tripwires is not None:
-                # a bound that was drawn tighter since is held against what is not read again
-                trainer.tripwires.check(reading, reading["step"])
+        last = _continued(trainer, work)
         parameters = _parameters(student.model)
         trainer.train(resume_from_checkpoint=str(last) if last else None)
     trainer.require_finite()
@@ -196,6 +188,23 @@ def train(
     )
     _save(trainer, student, job, summary)
     return summary
+
+
+def _continued(trainer: Any, work: Path) -> Path | None:
+    """Give the trainer what earlier calls logged and read, and return the last complete checkpoint, if any.
+
+    Raises TripwireError if the last reading exceeds a bound.
+    """
+    last = processes.from_main(lambda: _last_checkpoint(work))
+    total, reading = processes.from_main(lambda: cut_metrics(work, last))
+    if last is not None and not unlogged.load(trainer, last):
+        trainer.losses.total, trainer.losses.step = total, int(last.name.rpartition("-")[2])
+    if trainer.watch is not None and reading:
+        trainer.watch.last = reading["step"]
+        if trainer.tripwires is not None:
+            # a bound that was drawn tighter since is held against what is not read again
+            trainer.tripwires.check(reading, reading["step"])
+    return last
 
 
 def _start(run: RunSection, config: TrainSection) -> torch.device:

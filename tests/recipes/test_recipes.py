@@ -233,12 +233,12 @@ def test_the_error_token_goes_down(name):
 @pytest.mark.parametrize("name", [n for n in OBJECTIVES if RECIPES[n].lowers_error == "conditional"])
 def test_a_conditional_promise_can_be_kept(name):
     recipe = shrunk(name)
-    signs = set()
+    changes = []
     for outside in (True, False):
         for seed in range(8):
             logits, batch, sampled = batch_for(recipe, seed=seed, outside=outside, sure=2.5 - 0.3 * seed)
-            signs.add(change(recipe, batch, logits, sampled) < 0)
-    assert True in signs, "never lowered"
+            changes.append(change(recipe, batch, logits, sampled))
+    assert min(changes) < 0, "no batch lowers the token"
 
 
 @pytest.mark.parametrize("name", [n for n in OBJECTIVES if RECIPES[n].lowers_error == "no"])
