@@ -67,7 +67,7 @@ def job_config(config: AblationConfig, job: Job, folder: Path) -> RunConfig:
         data["train"] = changed(data["train"], settings_of(config, job.arm)[job.setting])
     if job.arm in CROSS_ENTROPY:
         data["train"] = changed(data["train"], cross_entropy(TrainSection.model_validate(data["train"])))
-    if job.arm == "twins" and not data["train"]["twins"]["per_finding"]:
+    if job.arm == "twins" and not config.train.twins.per_finding:
         data["train"] = changed(data["train"], {"twins": TWINS})
     if job.arm == "hint_outcome":
         data["train"] = changed(data["train"], {"recipe": {"coupling": {"kind": "additive", "weight": 0.5}}})

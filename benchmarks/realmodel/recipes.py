@@ -13,6 +13,7 @@ from typing import Any
 
 from benchmarks.realmodel import arms, jobs
 from benchmarks.realmodel.plan import Plan, recipe_hash
+from hintdistill.config import RunConfig
 from hintdistill.core.errors import ConfigError
 from hintdistill.core.storage import content_key
 from hintdistill.pipeline import rescore
@@ -41,8 +42,10 @@ class RecipeJob:
     @property
     def plan(self) -> Plan:
         """The arms' plan with the recipe in the place of the configuration's."""
-        train = self.of.config.train.model_copy(update={"recipe": self.recipe})
-        return replace(self.of, config=self.of.config.model_copy(update={"train": train}))
+        data = self.of.config.model_dump(mode="json")
+        data["train"]["recipe"] = self.recipe
+        # made anew, because a copy would keep the recipe that the section has already resolved
+        return replace(self.of, config=RunConfig.model_validate(data))
 
     @property
     def shared(self) -> jobs.RealJob:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from benchmarks.realmodel import arms, jobs, plan
+from benchmarks.realmodel import arms, jobs, plan, recipes
 from benchmarks.realmodel.plan import PREREG, Announced, Plan, announced
 from hintdistill.config.file import load_config
 from hintdistill.core.errors import ConfigError
@@ -96,6 +96,15 @@ def test_a_recipe_or_hint_that_says_something_else_is_another_job(made, tmp_path
     keys = {jobs.RealJob(p, "targeted", 0).key() for p in (made(), made(f"critic.prompts={hints}"))}
     assert len(keys) == 2
     assert list(made(f"train.recipe={mine}").changed()) == [f"recipe {mine}"]
+
+
+def test_other_recipes_have_keys_of_their_own_and_need_the_traces_of_the_arms(made):
+    one, other = recipes.recipe_jobs(made(), ["hint_sd", "sdpo_feedback"], [0])
+    again, seed = recipes.recipe_jobs(made(), ["hint_sd"], [0, 1])
+    assert one.key() == again.key() and len({j.key() for j in (one, other, seed)}) == 3
+    assert one.plan.config.train.recipe == "hint_sd" and one.name == "seed0/recipe.hint_sd"
+    with pytest.raises(ConfigError, match="seed0/shared is owed"):
+        one.run(lambda n: None)
 
 
 def test_a_second_round_depends_on_the_first(made):

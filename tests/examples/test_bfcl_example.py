@@ -11,7 +11,7 @@ import torch
 from bfcl_accept import Bounds, sign_test, verdict
 from bfcl_compare import Said, mismatch, right_calls
 from bfcl_data import groups, schema_of, tool_of
-from bfcl_packing import loss, pack
+from bfcl_packing import answer_weights, loss, pack
 from bfcl_rows import PLACEBOS, Mix, RowMaker, apart, usable
 from bfcl_suite import DECLINE, finding_of, opening, signature
 from support.bfcl import BANK, NUMBERS, entry
@@ -213,6 +213,17 @@ def tried(**changes):
     rows += [{"call": False, "error": None, "placebo_right": True}] * plan["refused"]
     rows += [{"call": False, "error": "unneeded_call", "placebo_right": False, "hint_right": True}] * plan["called"]
     return verdict(rows, Bounds())
+
+
+def test_a_share_of_an_answers_weight_can_be_its_first_tokens():
+    assert answer_weights(4, None).tolist() == [0.5] * 4, "the square root of the length in all"
+    half = answer_weights(5, 0.5)
+    assert half.tolist() == [0.5] + [0.125] * 4 and answer_weights(1, 0.5).tolist() == [1.0]
+    parts = [([1, 2], [([3], [4, 5, 6, 0]), ([7], [8, 0])])]
+    packed = pack(parts, 0, decision=0.5)
+    assert packed.weights[packed.targets == 4].tolist() == packed.weights[packed.targets == 8].tolist() == [0.5]
+    assert packed.weights.sum().item() == pytest.approx(2), "the short answer weighs as much as the long one"
+    assert (pack(parts, 0).weights != packed.weights).any()
 
 
 def test_a_student_is_accepted_only_within_every_bound():
