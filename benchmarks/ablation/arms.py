@@ -113,7 +113,10 @@ def targets_of(arm: str, data: RoundData, folder: Path) -> list[Target]:
     if arm == "sft_gold":
         return [*variants.sft(ctx, right_steps(data, [t for t, _ in found])), *data.anchors()]
     if arm == "gold_steps":
-        return [*variants.sft(ctx, right_steps(data, data.traces)), *data.anchors()]
+        played = [t for t in data.traces if t.own_steps]
+        if left := len(data.traces) - len(played):
+            ctx.console.warn(f"{left} of {len(data.traces)} traces have no step, so no right answer can take its place")
+        return [*variants.sft(ctx, right_steps(data, played)), *data.anchors()]
     return _noisy(arm, data, folder)
 
 
